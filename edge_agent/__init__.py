@@ -1,0 +1,1 @@
+"""The daemon on the device. Imports nothing heavy, so that `edge_agent.protocol` opens with the standard library."""

@@ -1,0 +1,273 @@
+"""The wire between a device and the fleet: enrolment, desired state, report, telemetry, and how requests are signed.
+
+Both sides read and write these records with `engine.strict_json`, so an unknown field or a wrong type is refused by
+name. A device in the field cannot be changed at will: fields are only ever added, with a default, under the same
+PROTOCOL number. Standard library only (and the two doors of `engine`).
+
+    POST /device/v1/enrol                      EnrolRequest   -> EnrolResponse         (one-time token)
+    GET  /device/v1/desired                                   -> DesiredState | 304    (ETag, Socle-Poll-After)
+    GET  /device/v1/releases/{digest}                         -> manifest.json of the release
+    GET  /device/v1/files/{sha256}                            -> bytes, single ranges
+    POST /device/v1/report                     DeviceReport   -> 204
+    POST /device/v1/telemetry                  TelemetryBatch -> 204                   (gzip, idempotent by batch id)
+
+All but enrolment carry the headers that `signing_input` describes. Errors are RFC 9457 problem documents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+PROTOCOL = 1
+API_PREFIX = "/device/v1"
+
+HEADER_DEVICE = "Socle-Device"
+HEADER_TIMESTAMP = "Socle-Timestamp"
+HEADER_NONCE = "Socle-Nonce"
+HEADER_SIGNATURE = "Socle-Signature"
+HEADER_POLL_AFTER = "Socle-Poll-After"
+MAX_CLOCK_SKEW_S = 300
+
+MAX_TELEMETRY_BYTES = 8 << 20
+
+
+def signing_input(*, device_id: str, method: str, target: str, timestamp_s: int, nonce: str, body: bytes) -> bytes:
+    """The bytes that a device signs with its Ed25519 key; `target` is path and query as sent.
+
+    Headers: Socle-Device (id), Socle-Timestamp (Unix seconds, at most MAX_CLOCK_SKEW_S off), Socle-Nonce (16 random
+    bytes in hex, never used twice), Socle-Signature (base64). The body counts as it travels, compressed or not.
+    """
+    digest = hashlib.sha256(body).hexdigest()
+    return "\n".join(("socle-request-1", device_id, method, target, str(timestamp_s), nonce, digest)).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What a device says of itself at enrolment and in each report."""
+
+    machine: str
+    cpu_count: int
+    memory_bytes: int
+    system: str = ""
+    cpu_model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EnrolRequest:
+    """A device introduces itself. `public_key` is the raw Ed25519 key in base64; the private one never leaves it."""
+
+    token: str
+    name: str
+    public_key: str
+    agent_version: str
+    hardware: Hardware
+    protocol: int = PROTOCOL
+
+
+@dataclass(frozen=True, slots=True)
+class EnrolResponse:
+    """The device's id from now on."""
+
+    device_id: str
+    poll_interval_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseRef:
+    """A release that a device shall have or has. `size_bytes` is the sum of its files; 0 where not known."""
+
+    name: str
+    version: str
+    digest: str
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the device may spend; None means no limit of the server's."""
+
+    memory_bytes: int | None = None
+    download_bytes_per_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredState:
+    """Everything a device shall have. A newer `revision` supersedes an older one; nothing queues.
+
+    `base` None means: nothing yet. Adapters' names are unique; clients of the local API use them as `model`.
+    """
+
+    device_id: str
+    revision: int
+    base: ReleaseRef | None = None
+    adapters: tuple[ReleaseRef, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    poll_interval_s: float = 60.0
+    protocol: int = PROTOCOL
+
+
+class UpdateState(StrEnum):
+    """Where a device is on its way to the desired state. `edge_agent.states` holds the transitions."""
+
+    IDLE = "idle"
+    FETCHING = "fetching"
+    ADMITTING = "admitting"
+    DOWNLOADING = "downloading"
+    VERIFYING = "verifying"
+    SWITCHING = "switching"
+    PROBING = "probing"
+    COMMITTED = "committed"
+    ROLLING_BACK = "rolling_back"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a revision could not be reached: a stable code, and words for the operator that say what to try."""
+
+    code: str
+    detail: str
+    evidence: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Bytes of the current download."""
+
+    done_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReport:
+    """What a device *has*. The server believes this over anything that it planned.
+
+    `revision` is the one that the device serves (0: none yet), `target_revision` the one that it works on or failed at.
+    `sent_at_s` is the device's clock, Unix seconds.
+    """
+
+    device_id: str
+    state: UpdateState
+    revision: int
+    target_revision: int
+    agent_version: str
+    hardware: Hardware
+    sent_at_s: float
+    base: ReleaseRef | None = None
+    adapters: tuple[ReleaseRef, ...] = ()
+    problem: Problem | None = None
+    progress: Progress | None = None
+    engine: Mapping[str, str] = field(default_factory=dict)
+    free_disk_bytes: int = 0
+    free_memory_bytes: int = 0
+    engine_restarts: int = 0
+
+
+class Metric(StrEnum):
+    """What is measured. Names carry their unit; counters are added up, the others are distributions."""
+
+    DECODE_TOKENS_PER_S = "decode_tokens_per_s"
+    PREFILL_TOKENS_PER_S = "prefill_tokens_per_s"
+    TTFT_S = "ttft_s"
+    ADAPTER_SWITCH_S = "adapter_switch_s"
+    ENGINE_PSS_BYTES = "engine_pss_bytes"
+    REQUESTS = "requests"
+    REQUESTS_FAILED = "requests_failed"
+    PREFILL_TOKENS = "prefill_tokens"
+    DECODE_TOKENS = "decode_tokens"
+    PREFILL_S = "prefill_s"
+    DECODE_S = "decode_s"
+    ADAPTER_SWITCHES = "adapter_switches"
+    ENGINE_RESTARTS = "engine_restarts"
+    UPDATES = "updates"
+    SAMPLES_DROPPED = "samples_dropped"
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """Mergeable summary of many observations: DDSketch (Masson et al., 2019) with 1 % relative accuracy.
+
+    `buckets` counts positive observations by index i, for values in (GAMMA**(i-1), GAMMA**i]; `zeros` counts those <= 0.
+    """
+
+    count: int = 0
+    sum: float = 0.0
+    min: float = 0.0
+    max: float = 0.0
+    zeros: int = 0
+    buckets: Mapping[str, int] = field(default_factory=dict)
+
+    def merge(self, other: Distribution) -> Distribution:
+        """Both sets of observations as one."""
+        if not self.count or not other.count:
+            return self if self.count else other
+        buckets = dict(self.buckets)
+        for index, count in other.buckets.items():
+            buckets[index] = buckets.get(index, 0) + count
+        return Distribution(
+            count=self.count + other.count,
+            sum=self.sum + other.sum,
+            min=min(self.min, other.min),
+            max=max(self.max, other.max),
+            zeros=self.zeros + other.zeros,
+            buckets=buckets,
+        )
+
+    def quantile(self, q: float) -> float:
+        """The value below which a share `q` of the observations lies, within 1 %; 0.0 if there are none."""
+        rank = q * (self.count - 1)
+        seen = self.zeros
+        if not self.count or seen > rank:
+            return min(self.min, 0.0)
+        for index, count in sorted((int(i), n) for i, n in self.buckets.items()):
+            seen += count
+            if seen > rank:
+                return min(max(2 * GAMMA**index / (GAMMA + 1), self.min), self.max)
+        return self.max
+
+
+ACCURACY = 0.01
+GAMMA = (1 + ACCURACY) / (1 - ACCURACY)
+_LOG_GAMMA = math.log(GAMMA)
+_SMALLEST = 1e-12
+
+
+def distribution_of(values: Iterable[float]) -> Distribution:
+    """The summary of finite observations."""
+    seen = list(values)
+    if not seen:
+        return Distribution()
+    buckets: dict[str, int] = {}
+    for value in seen:
+        if value > _SMALLEST:
+            index = str(math.ceil(math.log(value) / _LOG_GAMMA))
+            buckets[index] = buckets.get(index, 0) + 1
+    return Distribution(len(seen), math.fsum(seen), min(seen), max(seen), len(seen) - sum(buckets.values()), buckets)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One metric over one minute of one device. `base` and `adapter` are release digests, "" for none."""
+
+    minute_s: int
+    metric: Metric
+    value: Distribution
+    base: str = ""
+    adapter: str = ""
+    adapter_name: str = ""
+    backend: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetryBatch:
+    """Samples under an id that the device made; the server takes each id once."""
+
+    batch_id: str
+    device_id: str
+    samples: tuple[Sample, ...]
+    protocol: Literal[1] = 1

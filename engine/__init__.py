@@ -1,0 +1,1 @@
+"""Shared-base inference on the device. Imports nothing heavy, so that `engine.artifact` opens without onnxruntime."""

@@ -1,0 +1,53 @@
+"""Errors of the engine, by what the caller will do about them.
+
+`EngineError.code` is stable and travels in reports, problem documents and telemetry; the message says what to try
+next. Nothing here logs.
+"""
+
+
+class EngineError(Exception):
+    """Root of all errors that the engine raises on purpose."""
+
+    code = "engine_error"
+
+
+class InvalidInputError(EngineError):
+    """The input is wrong: mend it and try again."""
+
+    code = "invalid_input"
+
+
+class UnsupportedInputError(InvalidInputError):
+    """The input is well formed, but this engine does not support it."""
+
+    code = "unsupported_input"
+
+
+class BundleError(InvalidInputError):
+    """A bundle on disk is damaged, incomplete or of another format: fetch it again."""
+
+    code = "bad_bundle"
+
+
+class AdapterMismatchError(InvalidInputError):
+    """The adapter was made for another base, tokenizer, chat template or ABI."""
+
+    code = "adapter_mismatch"
+
+
+class UnknownAdapterError(InvalidInputError):
+    """The request names an adapter that is not loaded."""
+
+    code = "unknown_adapter"
+
+
+class ContextLengthError(InvalidInputError):
+    """Prompt and answer do not fit into the context."""
+
+    code = "context_length_exceeded"
+
+
+class CapacityError(EngineError):
+    """Not now: memory or queue is full. Try again later."""
+
+    code = "capacity"
