@@ -192,7 +192,7 @@ class Metric(StrEnum):
 class Distribution:
     """Mergeable summary of many observations: DDSketch (Masson et al., 2019) with 1 % relative accuracy.
 
-    `buckets` counts positive observations by index i, for values in (GAMMA**(i-1), GAMMA**i]; `zeros` counts those <= 0.
+    `buckets` counts positive observations by index i, for values in (GAMMA**(i-1), GAMMA**i]; `zeros` those <= 0.
     """
 
     count: int = 0

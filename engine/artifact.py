@@ -160,7 +160,7 @@ def parse_manifest(data: bytes) -> Manifest:
         raise BundleError(f"manifest of {len(data)} bytes; at most {MAX_MANIFEST_BYTES} are allowed")
     try:
         kind = json.loads(data).get("kind")
-        manifest: Manifest = decode(AdapterManifest if kind == "adapter" else BaseManifest, data)
+        manifest = decode(AdapterManifest, data) if kind == "adapter" else decode(BaseManifest, data)
     except (DecodeError, ValueError, AttributeError, RecursionError) as error:
         raise BundleError(f"bad manifest: {error}") from error
     if (manifest.format, manifest.abi) != (FORMAT, ABI):

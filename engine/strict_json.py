@@ -1,7 +1,8 @@
 """Frozen dataclasses to canonical JSON and back, refusing whatever the dataclass does not say.
 
 What comes from a network or a file is hostile until it has passed `decode`: unknown and missing keys, wrong types,
-NaN and numbers beyond 64 bits are errors that name the place (`adapters[2].digest`). Standard library only, part of the doors.
+NaN and numbers beyond 64 bits are errors that name the place (`adapters[2].digest`). Standard library
+only, part of the doors.
 """
 
 from __future__ import annotations
