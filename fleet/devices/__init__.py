@@ -1,0 +1,1 @@
+"""Devices, groups, enrolment, and the document that each device shall follow."""

@@ -1,0 +1,1 @@
+"""Safe repetition of POST requests."""

@@ -1,0 +1,1 @@
+"""Who operates the fleet: tokens and their scopes."""

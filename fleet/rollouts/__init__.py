@@ -1,0 +1,1 @@
+"""Changes of what devices shall have, and how far each device has come."""

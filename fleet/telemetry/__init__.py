@@ -1,0 +1,1 @@
+"""What devices measure: ingest, storage, queries."""
