@@ -51,3 +51,9 @@ class CapacityError(EngineError):
     """Not now: memory or queue is full. Try again later."""
 
     code = "capacity"
+
+
+class NumericalError(EngineError):
+    """The model gave values that are not numbers: its weights or the adapter's are bad."""
+
+    code = "not_finite"

@@ -1,10 +1,12 @@
-"""What a back end must do. `open_backend` picks one by name; the rest of the engine knows this protocol alone.
+"""What a back end must do. `open_backend` makes the configured one; the rest of the engine knows this protocol alone.
 
 A back end owns arrays: weights, adapters, KV state. It knows nothing of requests, text, sampling or queues.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,10 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from engine.config import EngineConfig
+
+_log = logging.getLogger(__name__)
 
 Tokens = NDArray[np.int32]
 Logits = NDArray[np.float32]
@@ -55,12 +61,17 @@ class Backend(Protocol):
     name: str
     max_step_rows: int
     """Rows that one step may hold over all its segments."""
+    adapter_switch_s: float
+    """Seconds spent so far, inside steps, on going over from one adapter to another."""
 
     def load_adapter(self, digest: str, bundle: Path) -> int:
         """Make an adapter usable by its digest; returns the bytes it takes. Callers never load one twice."""
 
     def unload_adapter(self, digest: str) -> None:
         """Give an adapter's memory back. No segment names it any more."""
+
+    def state_bytes(self, max_tokens: int) -> int:
+        """Bytes that `new_state(max_tokens)` would keep allocated."""
 
     def new_state(self, max_tokens: int) -> State:
         """Room for a sequence of at most `max_tokens`."""
@@ -70,3 +81,20 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Give everything back."""
+
+
+def open_backend(bundle: Path, config: EngineConfig) -> Backend:
+    """The configured back end on this base bundle; "auto" takes onnx where ONNX Runtime is installed."""
+    name = config.backend
+    if name == "auto":
+        has_onnxruntime = importlib.util.find_spec("onnxruntime") is not None
+        name = "onnx" if has_onnxruntime else "reference"
+        why = "ONNX Runtime is installed" if has_onnxruntime else "ONNX Runtime is not installed, answers will be slow"
+        _log.info("backend_chosen backend=%s reason=%r", name, why)
+    if name == "onnx":
+        from engine.backends.onnx import OnnxBackend  # noqa: PLC0415 - loads ONNX Runtime
+
+        return OnnxBackend(bundle, config)
+    from engine.backends.reference import ReferenceBackend  # noqa: PLC0415 - not needed beside the other
+
+    return ReferenceBackend(bundle)

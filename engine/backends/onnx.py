@@ -1,0 +1,183 @@
+"""The portable back end: ONNX Runtime on a graph that is built from the bundle when it is opened.
+
+Each segment runs by itself, so a sequence's results never depend on its neighbours. KV buffers belong to a state, are
+bound once to its own set of inputs and extended in place. An adapter is a set of bound inputs: going over to another
+binds other arrays, nothing is copied or rebuilt.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from engine.artifact import Architecture
+from engine.backends import Logits, Segment
+from engine.backends.onnx_graph import build_graph, kv_name
+from engine.backends.onnx_weights import ExternalConstants
+from engine.backends.weights import AdapterWeights, BaseWeights
+from engine.config import EngineConfig
+from engine.errors import CapacityError
+from engine.parameters import linear_modules
+
+F32 = NDArray[np.float32]
+Adapter = Mapping[str, F32]
+"""Arrays by input name: A and B of every module, of rank 0 where the adapter leaves the base alone."""
+
+
+class OnnxState:
+    """KV buffers of one sequence, float32 [1, kv_heads, max_tokens, head_dim], and the inputs they are bound to."""
+
+    def __init__(self, session: ort.InferenceSession, architecture: Architecture, max_tokens: int) -> None:
+        self.num_tokens = 0
+        self.max_tokens = max_tokens
+        self.size_bytes = architecture.kv_bytes_per_token(4) * max_tokens
+        self.adapter: Adapter | None = None
+        self.binding = session.io_binding()
+        # The runtime reads these arrays at each step, so they are changed in place and live as long as the binding.
+        self._last_position, self._num_tokens = np.zeros(1, np.int32), np.zeros((), np.int32)
+        self.binding.bind_cpu_input("last_position", self._last_position)
+        self.binding.bind_cpu_input("num_tokens", self._num_tokens)
+        shape = (1, architecture.num_key_value_heads, max_tokens, architecture.head_dim)
+        self._buffers: list[F32] = []
+        for layer in range(architecture.num_hidden_layers):
+            for part in ("key", "value"):
+                self._bind_buffer(kv_name(layer, part), np.zeros(shape, np.float32))  # pages are taken when written
+
+    def extend(self, num_tokens: int) -> None:
+        """Announce tokens that the next run appends."""
+        self.num_tokens += num_tokens
+        self._last_position[0] = self.num_tokens - 1
+        self._num_tokens[...] = self.num_tokens
+
+    def rewind(self, num_tokens: int) -> None:
+        """Forget all but the first `num_tokens`."""
+        if not 0 <= num_tokens <= self.num_tokens:
+            raise ValueError(f"cannot rewind to {num_tokens} tokens, the state holds {self.num_tokens}")
+        self.num_tokens = num_tokens
+
+    def close(self) -> None:
+        """Drop the buffers."""
+        self.binding.clear_binding_inputs()
+        self.binding.clear_binding_outputs()
+        self._buffers.clear()
+        self.adapter = None
+        self.num_tokens = self.max_tokens = 0
+
+    def _bind_buffer(self, name: str, buffer: F32) -> None:
+        value = ort.OrtValue.ortvalue_from_numpy(buffer)
+        self.binding.bind_ortvalue_input(name, value)
+        self.binding.bind_ortvalue_output(f"{name}.new", value)
+        self._buffers.append(buffer)
+
+
+class OnnxBackend:
+    """`Backend` over one ONNX Runtime session."""
+
+    name = "onnx"
+
+    def __init__(self, bundle: Path, config: EngineConfig) -> None:
+        weights = BaseWeights.open(bundle)
+        self.max_step_rows = 512
+        self.adapter_switch_s = 0.0
+        self._manifest = weights.manifest
+        self._architecture = weights.architecture
+        self._embedding = weights.embedding
+        self._session = open_session(weights, config)
+        self._base = _adapter(self._architecture, {})
+        self._adapters: dict[str, Adapter] = {}
+
+    def load_adapter(self, digest: str, bundle: Path) -> int:
+        """Read an adapter's matrices as float32, which is what the operators take; returns their bytes."""
+        modules = AdapterWeights.open(bundle, self._manifest).modules
+        arrays = {f"{name}.lora_A": m.a.astype(np.float32) for name, m in modules.items()}
+        arrays |= {f"{name}.lora_B": m.b.astype(np.float32) for name, m in modules.items()}
+        self._adapters[digest] = _adapter(self._architecture, arrays)
+        return sum(array.nbytes for array in arrays.values())
+
+    def unload_adapter(self, digest: str) -> None:
+        """Forget the adapter."""
+        del self._adapters[digest]
+
+    def state_bytes(self, max_tokens: int) -> int:
+        """Bytes of the buffers for so many tokens."""
+        return self._architecture.kv_bytes_per_token(4) * max_tokens
+
+    def new_state(self, max_tokens: int) -> OnnxState:
+        """Room for a sequence of at most `max_tokens`."""
+        return OnnxState(self._session, self._architecture, max_tokens)
+
+    def step(self, segments: Sequence[Segment]) -> list[Logits]:
+        """One segment after the other."""
+        return [self._run(segment) for segment in segments]
+
+    def close(self) -> None:
+        """Drop the session and the adapters."""
+        self._adapters.clear()
+        del self._session, self._embedding
+
+    def _run(self, segment: Segment) -> Logits:
+        state, num_rows = segment.state, len(segment.token_ids)
+        assert isinstance(state, OnnxState)
+        if state.num_tokens + num_rows > state.max_tokens:
+            raise ValueError(f"no room for {num_rows} tokens: {state.num_tokens} of {state.max_tokens} are taken")
+        self._bind_adapter(state, self._base if segment.adapter is None else self._adapters[segment.adapter])
+        hidden = np.ascontiguousarray(self._embedding.take_rows(segment.token_ids))  # [num_rows, hidden]
+        logit_rows = np.array(segment.logit_rows, np.int64)  # [n]
+        logits = np.empty((len(logit_rows), self._architecture.vocab_size), np.float32)  # [n, vocab_size]
+        state.binding.bind_cpu_input("hidden", hidden)
+        state.binding.bind_cpu_input("logit_rows", logit_rows)
+        state.binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))
+        state.extend(num_rows)
+        self._session.run_with_iobinding(state.binding)
+        return logits
+
+    def _bind_adapter(self, state: OnnxState, adapter: Adapter) -> None:
+        if state.adapter is adapter:
+            return
+        started_at = time.perf_counter()
+        for name, array in adapter.items():
+            state.binding.bind_cpu_input(name, array)
+        state.adapter = adapter
+        self.adapter_switch_s += time.perf_counter() - started_at
+
+
+def open_session(weights: BaseWeights, config: EngineConfig) -> ort.InferenceSession:
+    """Build the graph and hand it to ONNX Runtime; nothing stays on disk."""
+    num_positions = min(config.max_context_tokens, weights.architecture.max_position_embeddings)
+    try:
+        with tempfile.TemporaryDirectory(prefix="socle-onnx-", dir=config.scratch_dir) as directory:
+            with ExternalConstants(weights, Path(directory), accuracy_level=config.onnx_accuracy_level) as constants:
+                model = build_graph(weights.architecture, constants, max_context_tokens=num_positions)
+            options = _session_options(config, directory)
+            return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except OSError as error:
+        raise CapacityError(
+            f"cannot write {weights.size_bytes} bytes of repacked weights: {error}; "
+            "set scratch_dir to a directory with more room"
+        ) from error
+
+
+def _session_options(config: EngineConfig, directory: str) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = config.num_threads or len(os.sched_getaffinity(0))
+    options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # shapes change from step to step
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", directory)
+    return options
+
+
+def _adapter(architecture: Architecture, arrays: Mapping[str, F32]) -> Adapter:
+    """All inputs of an adapter; those of modules that it does not change are empty and need no memory."""
+    adapter: dict[str, F32] = {}
+    for module, (outputs, inputs) in linear_modules(architecture).items():
+        for name, shape in ((f"{module}.lora_A", (0, inputs)), (f"{module}.lora_B", (outputs, 0))):
+            adapter[name] = arrays[name] if name in arrays else np.empty(shape, np.float32)
+    return adapter

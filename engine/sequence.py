@@ -1,0 +1,171 @@
+"""One request on its way to an answer: its tokens, its text, and how far it is. Holds no arrays and runs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from engine.backends import State
+from engine.sampling import SamplingParams, new_generator
+from engine.stopping import StopStrings
+
+
+class FinishReason(StrEnum):
+    """Why an answer ended. `stop`: an end token or a stop string; `length`: max_tokens or the context is reached."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+class TextStream(Protocol):
+    """Turns tokens into text as they come (`engine.tokenizer.Tokenizer.stream`)."""
+
+    def push(self, token_id: int) -> str:
+        """The text that is whole with this token; may be empty in the middle of a character."""
+
+    def flush(self) -> str:
+        """The text that is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client wants. `adapter` is the digest of a loaded adapter, None for the bare base."""
+
+    prompt_token_ids: tuple[int, ...]
+    request_id: str
+    adapter: str | None = None
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a request took.
+
+    `ttft_s` counts from submission to the first token (0 if there was none), queueing included; `prefill_s` and
+    `decode_s` are the request's share of the steps that it ran in.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    ttft_s: float
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What one step added to one request.
+
+    `token_ids` are all new tokens, an end token included; `text` is what may be shown: no end token, no stop string,
+    no half character. The last output has a `finish_reason` and the `usage`; after an error also what went wrong.
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    error: str | None = None
+
+
+class Sequence:
+    """A request with its progress.
+
+    The KV `state` belongs to whoever runs the sequence. `num_computed` counts the tokens that the state holds.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        *,
+        max_tokens: int,
+        eos_token_ids: Collection[int],
+        text: TextStream,
+        submitted_at: float,
+    ) -> None:
+        self.request = request
+        self.max_tokens = max_tokens
+        self.generator = new_generator(request.sampling)
+        self.token_ids = list(request.prompt_token_ids)
+        self.num_computed = 0
+        self.state: State | None = None
+        self.finish_reason: FinishReason | None = None
+        self.error: str | None = None
+        self.submitted_at = submitted_at
+        self.last_token_at: float | None = None
+        self.ttft_s = 0.0
+        self.prefill_s = 0.0
+        self.decode_s = 0.0
+        self._eos_token_ids = frozenset() if request.sampling.ignore_eos else frozenset(eos_token_ids)
+        self._text = text
+        self._stops = StopStrings(request.sampling.stop)
+
+    @property
+    def request_id(self) -> str:
+        """The client's name for the request."""
+        return self.request.request_id
+
+    @property
+    def adapter(self) -> str | None:
+        """Digest of the adapter, None for the bare base."""
+        return self.request.adapter
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Length of the prompt."""
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_answer_tokens(self) -> int:
+        """Tokens generated so far."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_max_tokens(self) -> int:
+        """Room that the state must have: the longest that prompt and answer can get."""
+        return self.num_prompt_tokens + self.max_tokens
+
+    @property
+    def is_prefilling(self) -> bool:
+        """Whether a part of the prompt has not run yet."""
+        return self.num_computed < self.num_prompt_tokens
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens that are known and have not run yet; when none are left, the next one can be sampled."""
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def usage(self) -> Usage:
+        """What the request took so far."""
+        return Usage(self.num_prompt_tokens, self.num_answer_tokens, self.ttft_s, self.prefill_s, self.decode_s)
+
+    def take(self, num_tokens: int) -> list[int]:
+        """The next tokens to run."""
+        return self.token_ids[self.num_computed : self.num_computed + num_tokens]
+
+    def accept(self, token_id: int) -> str:
+        """Append a sampled token; returns the text that may be shown, and sets `finish_reason` if it was the last."""
+        self.token_ids.append(token_id)
+        if token_id in self._eos_token_ids:
+            self.finish_reason = FinishReason.STOP
+            return self._end_text()
+        text = self._stops.push(self._text.push(token_id))
+        if self._stops.matched is not None:
+            self.finish_reason = FinishReason.STOP
+        elif self.num_answer_tokens >= self.max_tokens:
+            text += self._end_text()
+            # The last characters may have completed a stop string.
+            self.finish_reason = FinishReason.LENGTH if self._stops.matched is None else FinishReason.STOP
+        return text
+
+    def fail(self, error: str) -> None:
+        """End the sequence because it cannot go on."""
+        self.finish_reason, self.error = FinishReason.ERROR, error
+
+    def _end_text(self) -> str:
+        return self._stops.push(self._text.flush()) + self._stops.flush()
