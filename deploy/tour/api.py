@@ -1,0 +1,158 @@
+"""Socle's REST API and the devices' OpenAI API, as the demo's user would call them: each call can be shown as curl."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+PIECE_BYTES = 1 << 20
+Document = dict[str, Any]
+
+
+class RefusedError(Exception):
+    """The server refused; the message is the problem document's, with its hint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer of a device, with what the device measured of it."""
+
+    text: str
+    num_tokens: int
+    ttft_s: float
+    decode_tokens_per_s: float
+
+
+@dataclass(slots=True)
+class Api:
+    """The fleet's REST API under an operator token. `show` gets each call as the curl line that does the same."""
+
+    url: str
+    token: str
+    show: Callable[[str], None] = field(default=lambda _line: None)
+    client: httpx2.Client = field(default_factory=lambda: httpx2.Client(timeout=60.0))
+
+    def call(self, method: str, path: str, body: Document | None = None, *, quiet: bool = False) -> Any:
+        """One call; the parsed answer, None if it has no body."""
+        if not quiet:
+            self.show(self._curl(method, path, body))
+        response = self.client.request(method, f"{self.url}{path}", json=body, headers=self._headers())
+        return _result(response)
+
+    def publish(self, directory: Path, document: Document, progress: Callable[[str, float], None]) -> Document:
+        """Publish a checkpoint or PEFT directory: announce, send the archive, finish, wait. Returns the release."""
+        archive = _archive(directory)
+        self.show(f"tar -C {directory} -cf {directory.name}.tar .")
+        announced = {**document, "sha256": hashlib.sha256(archive).hexdigest(), "size_bytes": len(archive)}
+        publication = self.call("POST", "/api/v1/publications", announced)
+        if publication["state"] != "published":
+            self._send(publication["upload"], archive, directory.name, progress)
+            publication = self.call("POST", f"/api/v1/publications/{publication['id']}/finish")
+        return self._wait_published(publication, progress)
+
+    def _send(self, upload: Document, archive: bytes, name: str, progress: Callable[[str, float], None]) -> None:
+        offset = upload["offset_bytes"]
+        self.show(
+            f'curl -X PATCH "$SOCLE{_path(upload["url"])}" -H "Authorization: Bearer $TOKEN" '
+            f'-H "Upload-Offset: {offset}" -H "Content-Type: application/offset+octet-stream" -T {name}.tar'
+        )
+        while offset < len(archive):
+            piece = archive[offset : offset + PIECE_BYTES]
+            headers = {"Upload-Offset": str(offset), "Content-Type": "application/offset+octet-stream"}
+            url = f"{self.url}{_path(upload['url'])}"
+            _result(self.client.patch(url, content=piece, headers=self._headers() | headers))
+            offset += len(piece)
+            progress("uploading", offset / len(archive))
+
+    def _wait_published(self, publication: Document, progress: Callable[[str, float], None]) -> Document:
+        while publication["state"] not in ("published", "failed"):
+            progress(publication["step"] or publication["state"], publication["progress"])
+            time.sleep(0.2)
+            publication = self.call("GET", f"/api/v1/publications/{publication['id']}", quiet=True)
+        if publication["state"] == "failed":
+            raise RefusedError(_words(publication["problem"]))
+        progress("published", 1.0)
+        return dict(publication["release"])
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"}
+
+    def _curl(self, method: str, path: str, body: Document | None) -> str:
+        line = f'curl -X {method} "$SOCLE{path}" -H "Authorization: Bearer $TOKEN"'
+        if body is None:
+            return line
+        return f"{line} -H 'Content-Type: application/json' -d '{json.dumps(body, ensure_ascii=False)}'"
+
+
+@dataclass(slots=True)
+class DeviceApi:
+    """The OpenAI-compatible API of one device."""
+
+    url: str
+    client: httpx2.Client = field(default_factory=lambda: httpx2.Client(timeout=60.0))
+
+    def models(self) -> list[Document]:
+        """Base and adapters that the device serves."""
+        return list(_result(self.client.get(f"{self.url}/v1/models"))["data"])
+
+    def chat(self, model: str, text: str, **options: object) -> Answer:
+        """One greedy chat completion."""
+        body = {"model": model, "messages": [{"role": "user", "content": text}], "temperature": 0, **options}
+        answer = _result(self.client.post(f"{self.url}/v1/chat/completions", json=body))
+        measured = answer["socle"]
+        return Answer(
+            text=answer["choices"][0]["message"]["content"],
+            num_tokens=answer["usage"]["completion_tokens"],
+            ttft_s=measured["ttft_s"],
+            decode_tokens_per_s=measured["decode_tokens_per_s"],
+        )
+
+    def stream(self, model: str, text: str) -> Iterator[str]:
+        """The pieces of one greedy answer as they come."""
+        body = {"model": model, "messages": [{"role": "user", "content": text}], "temperature": 0, "stream": True}
+        with self.client.stream("POST", f"{self.url}/v1/chat/completions", json=body) as response:
+            for line in response.iter_lines():
+                if line.startswith("data: ") and line != "data: [DONE]":
+                    choices = json.loads(line.removeprefix("data: "))["choices"]
+                    yield from (choice["delta"].get("content") or "" for choice in choices)
+
+
+def _result(response: httpx2.Response) -> Any:
+    if response.is_success:
+        return response.json() if response.content else None
+    try:
+        raise RefusedError(_words(response.json()))
+    except ValueError:
+        raise RefusedError(f"{response.request.method} {response.url}: {response.status_code}") from None
+
+
+def _words(problem: Document) -> str:
+    """A problem document in one line; OpenAI's errors have one member more around theirs."""
+    inner = problem.get("error", problem)
+    parts = (inner.get(name) for name in ("code", "detail", "message", "hint"))
+    return " - ".join(str(part) for part in parts if part)
+
+
+def _path(url: str) -> str:
+    return httpx2.URL(url).path
+
+
+def _archive(directory: Path) -> bytes:
+    """A tar of the directory, the same bytes each time, so that publishing again finds what is there already."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for path in sorted(p for p in directory.rglob("*") if p.is_file()):
+            entry = tarfile.TarInfo(str(path.relative_to(directory)))
+            entry.size = path.stat().st_size
+            with path.open("rb") as file:
+                archive.addfile(entry, file)
+    return buffer.getvalue()

@@ -1,0 +1,253 @@
+"""The demo's steps, each of which a user would take, and what was seen in them.
+
+`Story.tell` runs them in order on a `Stack`; every step checks what it shows and raises `CheckFailedError` if the
+product did not do it. `Story.report_json` is the last line of `./dev demo --check`.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from deploy.demo.requests import REQUESTS, Request
+
+from deploy.tour.api import Answer, Api, DeviceApi
+from deploy.tour.load import Load
+from deploy.tour.stack import ROOT, Stack, wait_for
+from deploy.tour.terminal import Terminal
+
+MODELS = ROOT / "deploy" / "demo" / "models"
+BASE = "demo-base"
+ADAPTERS = ("home", "car", "summary")
+UPDATED = "home"
+GROUP = "demo"
+REQUESTS_AROUND_UPDATE = 5
+
+
+class CheckFailedError(Exception):
+    """The product did not do what the step shows."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What a run of the demo saw; becomes the JSON document of `--check`."""
+
+    devices: int
+    adapters: list[str] = field(default_factory=list)
+    requests_sent: int = 0
+    requests_dropped: int = 0
+    answers_as_expected: int = 0
+    answers_compared: int = 0
+    decode_tokens_per_s: float = 0.0
+    ttft_s: float = 0.0
+    engine_pss_bytes: dict[str, int] = field(default_factory=dict)
+    telemetry_rows: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Story:
+    """The steps of the demo on one stack."""
+
+    def __init__(self, stack: Stack, terminal: Terminal, device_names: list[str]) -> None:
+        self.stack = stack
+        self.terminal = terminal
+        self.device_names = device_names
+        self.report = Report(devices=len(device_names))
+        self.answers: list[Answer] = []
+        self.api = Api(stack.url, token="", show=terminal.command)
+
+    def tell(self) -> None:
+        """All steps in order."""
+        steps = (
+            ("start", "Start the server and the worker", self.start),
+            ("publish", "Publish one base model and three adapters", self.publish),
+            ("enrol", f"Enrol {len(self.device_names)} devices into the group {GROUP!r}", self.enrol),
+            ("roll_out", "Roll the base and the adapters out", self.roll_out),
+            ("ask", "Ask each device; `model` names the adapter", self.ask),
+            ("update", f"Roll out {UPDATED}@2.0.0 while requests keep flowing", self.update),
+            ("telemetry", "Query the telemetry that came back", self.telemetry),
+        )
+        for number, (name, title, step) in enumerate(steps, 1):
+            self.terminal.heading(f"{number}. {title}")
+            with self._timed(name):
+                step()
+
+    def start(self) -> None:
+        """Database, operator token, server, worker."""
+        with self.terminal.progress("server and worker are ready"):
+            self.stack.prepare()
+            self.stack.start_server()
+        self.api.token = self.stack.token_file.read_text().strip()
+        self.terminal.command(f"SOCLE={self.stack.url}; TOKEN=$(cat {self.stack.token_file})")
+
+    def publish(self) -> None:
+        """The base and version 1 of each adapter; what was published before is found, not published twice."""
+        base = {"kind": "base", "name": BASE, "version": "1.0.0", "notes": "Trained for the demo, see deploy/demo."}
+        self._publish(MODELS / "base", base)
+        for name in ADAPTERS:
+            self._publish_adapter(name, "1.0.0")
+
+    def enrol(self) -> None:
+        """A one-time token per new device; each device is an agent process with a state directory of its own."""
+        if not any(group["name"] == GROUP for group in self.api.call("GET", "/api/v1/groups", quiet=True)["results"]):
+            self.api.call("POST", "/api/v1/groups", {"name": GROUP})
+        new = [n for n in self.device_names if not (self.stack.device_directory(n) / "identity.json").exists()]
+        tokens: Iterator[str] = iter(())
+        if new:
+            request = {"group": GROUP, "count": len(new)}
+            tokens = iter(self.api.call("POST", "/api/v1/enrolment-tokens", request)["tokens"])
+        for name in self.device_names:
+            self.stack.add_device(name, next(tokens) if name in new else None)
+        with self.terminal.progress(f"{len(self.device_names)} devices have enrolled and reported"):
+            wait_for(self._all_reported, "the devices to report", watch=self.stack.check)
+
+    def roll_out(self) -> None:
+        """One rollout puts the whole set on every device of the group."""
+        change = {"base": f"{BASE}@1.0.0", "adapters": [f"{name}@1.0.0" for name in ADAPTERS]}
+        self._roll_out("first set", change)
+        for name in self.device_names:
+            served = {model["id"] for model in self._device(name).models()}
+            self._check({BASE, *ADAPTERS} <= served, f"{name} serves {sorted(served)}")
+        self.report.adapters = [f"{name}@1.0.0" for name in ADAPTERS]
+
+    def ask(self) -> None:
+        """Held-out requests in Chinese and English, spread over the devices; the answers are compared."""
+        for number, request in enumerate(REQUESTS):
+            device = self.device_names[number % len(self.device_names)]
+            self._ask(device, request)
+        rows = []
+        for name in self.device_names:
+            self.report.engine_pss_bytes[name] = pss = self._engine_pss_bytes(name)
+            rows.append([name, f"{pss / 2**20:.0f} MiB"])
+        self.terminal.table(["device", "memory of its engine (PSS)"], rows)
+        self.report.decode_tokens_per_s = statistics.median(a.decode_tokens_per_s for a in self.answers)
+        self.report.ttft_s = statistics.median(a.ttft_s for a in self.answers)
+        right, all_answers = self.report.answers_as_expected, self.report.answers_compared
+        speed = f"{self.report.decode_tokens_per_s:.0f} tokens/s, first after {self.report.ttft_s * 1000:.0f} ms"
+        self.terminal.done(f"{right} of {all_answers} answers exactly as expected; median {speed}")
+        self._check(right >= 0.8 * all_answers, f"only {right} of {all_answers} answers were as expected")
+
+    def update(self) -> None:
+        """Version 2 of one adapter, over the air, under load: nothing dropped, and the answers change."""
+        self._publish_adapter(UPDATED, "2.0.0")
+        question = next(r for r in REQUESTS if r.adapter == UPDATED)
+        load = Load({n: self._device(n) for n in self.device_names}, UPDATED, question.text)
+        with load:
+            load.wait_for_more(REQUESTS_AROUND_UPDATE)
+            self._roll_out(f"{UPDATED} 2", {"adapters": [f"{UPDATED}@2.0.0"]})
+            load.wait_for_more(REQUESTS_AROUND_UPDATE)
+        for device, (before, after) in load.first_and_last().items():
+            self.terminal.table(["", device], [["asked", question.text], ["before", before], ["after", after]])
+            self._check(before != after, f"{device} answers as before the update")
+        self.report.requests_sent += load.num_sent
+        self.report.requests_dropped += load.num_dropped
+        self.terminal.done(f"{load.num_sent} requests during the update, {load.num_dropped} dropped")
+        self._check(not load.num_dropped, f"dropped: {load.errors[:3]}")
+        self.report.adapters = [f"{n}@{'2.0.0' if n == UPDATED else '1.0.0'}" for n in ADAPTERS]
+
+    def telemetry(self) -> None:
+        """Decode speed per adapter as the fleet's server knows it."""
+        path = "/api/v1/telemetry?metric=decode_tokens_per_s&group_by=adapter_name&step=60"
+        self.terminal.command(f'curl "$SOCLE{path}" -H "Authorization: Bearer $TOKEN"')
+        with self.terminal.progress("telemetry of every adapter has arrived"):
+            wait_for(
+                lambda: self._adapters_in(path) >= set(ADAPTERS), "telemetry of every adapter", watch=self.stack.check
+            )
+        rows = []
+        for series in self.api.call("GET", path, quiet=True)["series"]:
+            total = series["total"]
+            figures = [f"{total[name]:.1f}" for name in ("avg", "p50", "p95", "min", "max")]
+            rows.append([series["group"]["adapter_name"] or "(base)", str(total["count"]), *figures])
+        self.terminal.table(["adapter", "requests", "avg", "p50", "p95", "min", "max"], rows)
+        self.report.telemetry_rows = self._telemetry_rows()
+        self.terminal.done(f"{self.report.telemetry_rows} telemetry rows from {len(self.device_names)} devices")
+
+    def show_where_to_look(self) -> None:
+        """The last words before the demo waits for Ctrl-C."""
+        self.terminal.heading("Look around")
+        password = self.stack.password_file.read_text()
+        rows = [["dashboard", f"{self.stack.url}/  (user demo, password {password})"]]
+        rows.append(["API", f"{self.stack.url}/api/v1/docs  (token in {self.stack.token_file})"])
+        rows += [[name, f"{self._device(name).url}/v1  (OpenAI API)"] for name in self.device_names]
+        self.terminal.table(["", ""], rows)
+        self.terminal.say("Ctrl-C stops everything.")
+
+    def report_json(self) -> str:
+        """The report as one line."""
+        return json.dumps(asdict(self.report), ensure_ascii=False)
+
+    def _publish_adapter(self, name: str, version: str) -> None:
+        document = {"kind": "adapter", "name": name, "version": version, "base": f"{BASE}@1.0.0"}
+        self._publish(MODELS / "adapters" / f"{name}-{version}", document)
+
+    def _publish(self, directory: Path, document: dict[str, Any]) -> None:
+        with self.terminal.progress(f"{document['name']}@{document['version']}") as progress:
+            release = self.api.publish(directory.relative_to(ROOT), document, progress)
+        self.terminal.say(f"  digest {release['digest'][:16]}…, {release['size_bytes'] / 1e6:.1f} MB on the device")
+
+    def _roll_out(self, name: str, change: dict[str, Any]) -> None:
+        rollout = self.api.call("POST", "/api/v1/rollouts", {"name": name, **change, "groups": [GROUP]})
+        path = f"/api/v1/rollouts/{rollout['id']}"
+        with self.terminal.progress(f"rollout {name!r} is active on every device") as progress:
+
+            def completed() -> bool:
+                now = self.api.call("GET", path, quiet=True)
+                counts = now["counts"]
+                progress(now["state"], counts.get("active", 0) / max(1, sum(counts.values())))
+                self._check(not counts.get("failed"), f"the rollout failed on a device: {now['devices']}")
+                return bool(now["state"] == "completed")
+
+            wait_for(completed, "the rollout to complete", watch=self.stack.check)
+
+    def _ask(self, device: str, request: Request) -> None:
+        answer = self._device(device).chat(request.adapter, request.text)
+        self.answers.append(answer)
+        self.report.requests_sent += 1
+        self.report.answers_compared += 1
+        right = answer.text.strip() == request.answer.strip()
+        self.report.answers_as_expected += right
+        measured = f"{answer.decode_tokens_per_s:.0f} tokens/s, first after {answer.ttft_s * 1000:.0f} ms"
+        rows = [
+            ["asked", request.text],
+            ["answer", answer.text],
+            ["", f"{'as expected' if right else 'NOT as expected'}; {measured}"],
+        ]
+        self.terminal.table([device, f"model={request.adapter}"], rows)
+
+    def _device(self, name: str) -> DeviceApi:
+        address = json.loads((self.stack.device_directory(name) / "run" / "api.json").read_text())
+        return DeviceApi(address["url"])
+
+    def _engine_pss_bytes(self, name: str) -> int:
+        child = self.stack.devices[name].child
+        assert child is not None
+        children = psutil.Process(child.pid).children(recursive=True)
+        return max(process.memory_full_info().pss for process in children)
+
+    def _all_reported(self) -> bool:
+        devices = self.api.call("GET", f"/api/v1/devices?group={GROUP}", quiet=True)["results"]
+        reported = {device["name"] for device in devices if device["last_seen_at"]}
+        return set(self.device_names) <= reported
+
+    def _adapters_in(self, path: str) -> set[str]:
+        return {series["group"]["adapter_name"] for series in self.api.call("GET", path, quiet=True)["series"]}
+
+    def _telemetry_rows(self) -> int:
+        return int(self.api.call("GET", "/api/v1/telemetry/rows", quiet=True)["count"])
+
+    def _check(self, holds: object, otherwise: str) -> None:
+        if not holds:
+            raise CheckFailedError(otherwise)
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.report.seconds[name] = round(time.monotonic() - started, 2)
