@@ -7,7 +7,7 @@ import io
 import json
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import httpx2
 
 PIECE_BYTES = 1 << 20
 Document = dict[str, Any]
+Progress = Callable[[str, float], None]
+Messages = list[dict[str, str]]
 
 
 class RefusedError(Exception):
@@ -48,18 +50,19 @@ class Api:
         response = self.client.request(method, f"{self.url}{path}", json=body, headers=self._headers())
         return _result(response)
 
-    def publish(self, directory: Path, document: Document, progress: Callable[[str, float], None]) -> Document:
+    def publish(self, directory: Path, document: Document, progress: Progress) -> Document:
         """Publish a checkpoint or PEFT directory: announce, send the archive, finish, wait. Returns the release."""
-        archive = _archive(directory)
+        archive = archive_of(directory)
         self.show(f"tar -C {directory} -cf {directory.name}.tar .")
         announced = {**document, "sha256": hashlib.sha256(archive).hexdigest(), "size_bytes": len(archive)}
         publication = self.call("POST", "/api/v1/publications", announced)
         if publication["state"] != "published":
-            self._send(publication["upload"], archive, directory.name, progress)
+            self.send(publication["upload"], archive, directory.name, progress)
             publication = self.call("POST", f"/api/v1/publications/{publication['id']}/finish")
-        return self._wait_published(publication, progress)
+        return self.wait_published(publication, progress)
 
-    def _send(self, upload: Document, archive: bytes, name: str, progress: Callable[[str, float], None]) -> None:
+    def send(self, upload: Document, archive: bytes, name: str, progress: Progress) -> None:
+        """Send the archive's bytes from where the server has them up to."""
         offset = upload["offset_bytes"]
         self.show(
             f'curl -X PATCH "$SOCLE{_path(upload["url"])}" -H "Authorization: Bearer $TOKEN" '
@@ -73,7 +76,8 @@ class Api:
             offset += len(piece)
             progress("uploading", offset / len(archive))
 
-    def _wait_published(self, publication: Document, progress: Callable[[str, float], None]) -> Document:
+    def wait_published(self, publication: Document, progress: Progress) -> Document:
+        """Wait for the release; raises `RefusedError` with the server's reason if the publication fails."""
         while publication["state"] not in ("published", "failed"):
             progress(publication["step"] or publication["state"], publication["progress"])
             time.sleep(0.2)
@@ -104,9 +108,16 @@ class DeviceApi:
         """Base and adapters that the device serves."""
         return list(_result(self.client.get(f"{self.url}/v1/models"))["data"])
 
-    def chat(self, model: str, text: str, **options: object) -> Answer:
-        """One greedy chat completion."""
-        body = {"model": model, "messages": [{"role": "user", "content": text}], "temperature": 0, **options}
+    def answers(self) -> bool:
+        """Whether the device serves now."""
+        try:
+            return bool(self.models())
+        except (httpx2.HTTPError, RefusedError):
+            return False
+
+    def chat(self, model: str, messages: Messages) -> Answer:
+        """One chat completion, with the sampling that the adapter ships with."""
+        body = {"model": model, "messages": messages}
         answer = _result(self.client.post(f"{self.url}/v1/chat/completions", json=body))
         measured = answer["socle"]
         return Answer(
@@ -115,15 +126,6 @@ class DeviceApi:
             ttft_s=measured["ttft_s"],
             decode_tokens_per_s=measured["decode_tokens_per_s"],
         )
-
-    def stream(self, model: str, text: str) -> Iterator[str]:
-        """The pieces of one greedy answer as they come."""
-        body = {"model": model, "messages": [{"role": "user", "content": text}], "temperature": 0, "stream": True}
-        with self.client.stream("POST", f"{self.url}/v1/chat/completions", json=body) as response:
-            for line in response.iter_lines():
-                if line.startswith("data: ") and line != "data: [DONE]":
-                    choices = json.loads(line.removeprefix("data: "))["choices"]
-                    yield from (choice["delta"].get("content") or "" for choice in choices)
 
 
 def _result(response: httpx2.Response) -> Any:
@@ -146,7 +148,7 @@ def _path(url: str) -> str:
     return httpx2.URL(url).path
 
 
-def _archive(directory: Path) -> bytes:
+def archive_of(directory: Path) -> bytes:
     """A tar of the directory, the same bytes each time, so that publishing again finds what is there already."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:

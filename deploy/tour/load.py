@@ -10,7 +10,7 @@ from typing import Self
 
 import httpx2
 
-from deploy.tour.api import DeviceApi, RefusedError
+from deploy.tour.api import DeviceApi, Messages, RefusedError
 from deploy.tour.stack import StackError
 
 PAUSE_S = 0.05
@@ -22,7 +22,7 @@ class Load:
 
     devices: dict[str, DeviceApi]
     model: str
-    question: str
+    question: Messages
     answers: dict[str, list[str]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     _stopping: threading.Event = field(default_factory=threading.Event)

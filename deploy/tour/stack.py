@@ -132,14 +132,17 @@ class Stack:
 
     def add_device(self, name: str, enrolment_token: str | None) -> Process:
         """Start an agent with a state directory of its own; without a token it must have been enrolled before."""
+        process = self.devices[name] = self.device_process(name, enrolment_token)
+        process.start()
+        return process
+
+    def device_process(self, name: str, enrolment_token: str | None) -> Process:
+        """The process of an agent, not started."""
         state = self.device_directory(name)
         arguments = ["--state-dir", str(state), "--server", self.url, "--name", name]
         if enrolment_token is not None:
             arguments += ["--token", enrolment_token]
-        process = self._process(name, ["-m", "edge_agent", "run", *arguments])
-        self.devices[name] = process
-        process.start()
-        return process
+        return self._process(name, ["-m", "edge_agent", "run", *arguments])
 
     def device_directory(self, name: str) -> Path:
         """The state directory of a device."""

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from deploy.demo.requests import REQUESTS, Request
 
+from deploy.demo.data import held_out
+from deploy.demo.samples import Sample
 from deploy.tour.api import Answer, Api, DeviceApi
 from deploy.tour.load import Load
 from deploy.tour.stack import ROOT, Stack, wait_for
@@ -28,7 +29,18 @@ BASE = "demo-base"
 ADAPTERS = ("home", "car", "summary")
 UPDATED = "home"
 GROUP = "demo"
+REQUESTS_PER_ADAPTER = 4
 REQUESTS_AROUND_UPDATE = 5
+
+
+def messages_of(sample: Sample) -> list[dict[str, str]]:
+    """A sample's conversation as the OpenAI API takes it."""
+    return [message.as_dict() for message in sample.messages]
+
+
+def words_of(sample: Sample) -> str:
+    """What the user says last in a sample."""
+    return sample.messages[-1].content
 
 
 class CheckFailedError(Exception):
@@ -92,7 +104,7 @@ class Story:
         base = {"kind": "base", "name": BASE, "version": "1.0.0", "notes": "Trained for the demo, see deploy/demo."}
         self._publish(MODELS / "base", base)
         for name in ADAPTERS:
-            self._publish_adapter(name, "1.0.0")
+            self.publish_adapter(name, "1.0.0")
 
     def enrol(self) -> None:
         """A one-time token per new device; each device is an agent process with a state directory of its own."""
@@ -113,15 +125,15 @@ class Story:
         change = {"base": f"{BASE}@1.0.0", "adapters": [f"{name}@1.0.0" for name in ADAPTERS]}
         self._roll_out("first set", change)
         for name in self.device_names:
-            served = {model["id"] for model in self._device(name).models()}
+            served = {model["id"] for model in self.device(name).models()}
             self._check({BASE, *ADAPTERS} <= served, f"{name} serves {sorted(served)}")
         self.report.adapters = [f"{name}@1.0.0" for name in ADAPTERS]
 
     def ask(self) -> None:
         """Held-out requests in Chinese and English, spread over the devices; the answers are compared."""
-        for number, request in enumerate(REQUESTS):
-            device = self.device_names[number % len(self.device_names)]
-            self._ask(device, request)
+        for adapter in ADAPTERS:
+            for number, sample in enumerate(held_out(adapter, "test", REQUESTS_PER_ADAPTER)):
+                self._ask(self.device_names[number % len(self.device_names)], adapter, sample)
         rows = []
         for name in self.device_names:
             self.report.engine_pss_bytes[name] = pss = self._engine_pss_bytes(name)
@@ -136,15 +148,15 @@ class Story:
 
     def update(self) -> None:
         """Version 2 of one adapter, over the air, under load: nothing dropped, and the answers change."""
-        self._publish_adapter(UPDATED, "2.0.0")
-        question = next(r for r in REQUESTS if r.adapter == UPDATED)
-        load = Load({n: self._device(n) for n in self.device_names}, UPDATED, question.text)
+        self.publish_adapter(UPDATED, "2.0.0")
+        (sample,) = held_out(UPDATED, "test", 1)
+        load = Load({n: self.device(n) for n in self.device_names}, UPDATED, messages_of(sample))
         with load:
             load.wait_for_more(REQUESTS_AROUND_UPDATE)
             self._roll_out(f"{UPDATED} 2", {"adapters": [f"{UPDATED}@2.0.0"]})
             load.wait_for_more(REQUESTS_AROUND_UPDATE)
         for device, (before, after) in load.first_and_last().items():
-            self.terminal.table(["", device], [["asked", question.text], ["before", before], ["after", after]])
+            self.terminal.table(["", device], [["asked", words_of(sample)], ["before", before], ["after", after]])
             self._check(before != after, f"{device} answers as before the update")
         self.report.requests_sent += load.num_sent
         self.report.requests_dropped += load.num_dropped
@@ -175,7 +187,7 @@ class Story:
         password = self.stack.password_file.read_text()
         rows = [["dashboard", f"{self.stack.url}/  (user demo, password {password})"]]
         rows.append(["API", f"{self.stack.url}/api/v1/docs  (token in {self.stack.token_file})"])
-        rows += [[name, f"{self._device(name).url}/v1  (OpenAI API)"] for name in self.device_names]
+        rows += [[name, f"{self.device(name).url}/v1  (OpenAI API)"] for name in self.device_names]
         self.terminal.table(["", ""], rows)
         self.terminal.say("Ctrl-C stops everything.")
 
@@ -183,7 +195,8 @@ class Story:
         """The report as one line."""
         return json.dumps(asdict(self.report), ensure_ascii=False)
 
-    def _publish_adapter(self, name: str, version: str) -> None:
+    def publish_adapter(self, name: str, version: str) -> None:
+        """Publish one version of an adapter of the demo."""
         document = {"kind": "adapter", "name": name, "version": version, "base": f"{BASE}@1.0.0"}
         self._publish(MODELS / "adapters" / f"{name}-{version}", document)
 
@@ -206,22 +219,20 @@ class Story:
 
             wait_for(completed, "the rollout to complete", watch=self.stack.check)
 
-    def _ask(self, device: str, request: Request) -> None:
-        answer = self._device(device).chat(request.adapter, request.text)
+    def _ask(self, device: str, adapter: str, sample: Sample) -> None:
+        answer = self.device(device).chat(adapter, messages_of(sample))
         self.answers.append(answer)
         self.report.requests_sent += 1
         self.report.answers_compared += 1
-        right = answer.text.strip() == request.answer.strip()
+        right = answer.text.strip() == sample.answer.strip()
         self.report.answers_as_expected += right
         measured = f"{answer.decode_tokens_per_s:.0f} tokens/s, first after {answer.ttft_s * 1000:.0f} ms"
-        rows = [
-            ["asked", request.text],
-            ["answer", answer.text],
-            ["", f"{'as expected' if right else 'NOT as expected'}; {measured}"],
-        ]
-        self.terminal.table([device, f"model={request.adapter}"], rows)
+        rows = [["asked", words_of(sample)], ["answer", answer.text]]
+        rows.append(["", f"{'as expected' if right else 'NOT as expected: ' + sample.answer}; {measured}"])
+        self.terminal.table([device, f"model={adapter}"], rows)
 
-    def _device(self, name: str) -> DeviceApi:
+    def device(self, name: str) -> DeviceApi:
+        """The local API of a device, where it listens now."""
         address = json.loads((self.stack.device_directory(name) / "run" / "api.json").read_text())
         return DeviceApi(address["url"])
 
