@@ -1,0 +1,150 @@
+"""Reads the weights of base and adapter bundles, mapped from disk: for back ends, whichever way they compute.
+
+Checks that the tensors are those of the manifest's architecture. Knows no arithmetic beyond undoing the quantisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.artifact import ADAPTER_WEIGHTS, BASE_WEIGHTS, AdapterManifest, BaseManifest, read_adapter, read_base
+from engine.errors import BundleError
+from engine.layout import GROUP_INPUTS, TILE_ROWS, block_bytes, dequantise, dequantise_rows
+from engine.parameters import EMBEDDING, HEAD, linear_modules, matrix_modules, vectors
+from engine.tensor_file import TensorFile, TensorFileError
+
+F32 = NDArray[np.float32]
+_BITS_BY_BLOCK = {block_bytes(4): 4, block_bytes(8): 8}
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A weight matrix [rows, inputs] as it lies in the file, read-only.
+
+    stored: uint8 blocks [tiles, groups, 288 or 544] of `engine.layout` for 4 or 8 bits, float32 [rows, inputs] for 32.
+    """
+
+    stored: NDArray[Any]
+    rows: int
+    inputs: int
+    bits: int
+
+    def dense(self) -> F32:
+        """The whole matrix [rows, inputs]."""
+        return self.stored if self.bits == 32 else dequantise(self.stored, self.bits, self.rows, self.inputs)
+
+    def take_rows(self, indices: NDArray[np.integer]) -> F32:
+        """Some rows [len(indices), inputs]: the embedding look-up."""
+        if self.bits == 32:
+            return np.asarray(self.stored[indices])
+        return dequantise_rows(self.stored, self.bits, indices, self.inputs)
+
+
+class BaseWeights:
+    """The weights of a base bundle by their Hugging Face names."""
+
+    def __init__(self, manifest: BaseManifest, digest: str, file: TensorFile) -> None:
+        self.manifest = manifest
+        self.architecture = manifest.architecture
+        self.digest = digest
+        self._file = file
+        self._shapes = matrix_modules(manifest.architecture)
+
+    @classmethod
+    def open(cls, bundle: Path) -> Self:
+        """Map the weights; raises `BundleError` if they are not those that the manifest describes."""
+        manifest, digest = read_base(bundle)
+        weights = cls(manifest, digest, _open(bundle / BASE_WEIGHTS))
+        for module in weights._shapes:
+            weights.matrix(module)
+        for name, length in vectors(manifest.architecture).items():
+            _expect(weights._file, name, ("F32",), (length,))
+        return weights
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all weights on disk, which is what a mapping of them can take."""
+        return sum(spec.size_bytes for spec in self._file.values())
+
+    @property
+    def embedding(self) -> Matrix:
+        """The token embedding [vocab_size, hidden_size]."""
+        return self.matrix(EMBEDDING)
+
+    @property
+    def head(self) -> Matrix:
+        """The output projection [vocab_size, hidden_size]: the embedding again if they are tied."""
+        return self.embedding if self.architecture.tie_word_embeddings else self.matrix(HEAD)
+
+    def matrix(self, module: str) -> Matrix:
+        """The weight of a module such as `model.layers.0.self_attn.q_proj`."""
+        name, (rows, inputs) = f"{module}.weight", self._shapes[module]
+        if self.manifest.weights == "float32":
+            _expect(self._file, name, ("F32",), (rows, inputs))
+            return Matrix(self._file.view(name), rows, inputs, 32)
+        block = self._file[name].shape[-1] if name in self._file and self._file[name].shape else 0
+        bits = _BITS_BY_BLOCK.get(block, 4)
+        _expect(self._file, name, ("U8",), (-(-rows // TILE_ROWS), -(-inputs // GROUP_INPUTS), block_bytes(bits)))
+        return Matrix(self._file.view(name), rows, inputs, bits)
+
+    def vector(self, name: str) -> F32:
+        """A norm's weight or a bias by its full name, such as `model.layers.0.input_layernorm.weight`."""
+        return self._file.view(name)
+
+    def dense(self, name: str) -> F32:
+        """Any parameter by its full name in float32, quantisation undone."""
+        module = name.removesuffix(".weight")
+        return self.matrix(module).dense() if module in self._shapes else self.vector(name)
+
+
+@dataclass(frozen=True, slots=True)
+class LoraMatrices:
+    """What an adapter adds to one module: y += B (A x). a: [rank, inputs], b: [rows, rank], the scale folded into b."""
+
+    a: NDArray[Any]
+    b: NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterWeights:
+    """An adapter's matrices by module, mapped; float16, or float32 for a float32 base."""
+
+    manifest: AdapterManifest
+    digest: str
+    modules: Mapping[str, LoraMatrices]
+
+    @classmethod
+    def open(cls, bundle: Path, base: BaseManifest) -> Self:
+        """Map an adapter's weights; raises `BundleError` if they are not those that the manifest describes."""
+        manifest, digest = read_adapter(bundle)
+        file, shapes = _open(bundle / ADAPTER_WEIGHTS), linear_modules(base.architecture)
+        if unknown := sorted(set(manifest.ranks) - set(shapes)):
+            raise BundleError(f"the adapter changes {unknown[0]:.120}, which the base does not have")
+        modules = {}
+        for module, rank in manifest.ranks.items():
+            rows, inputs = shapes[module]
+            _expect(file, f"{module}.lora_A", ("F16", "F32"), (rank, inputs))
+            _expect(file, f"{module}.lora_B", ("F16", "F32"), (rows, rank))
+            modules[module] = LoraMatrices(file.view(f"{module}.lora_A"), file.view(f"{module}.lora_B"))
+        return cls(manifest, digest, modules)
+
+
+def _open(path: Path) -> TensorFile:
+    try:
+        return TensorFile(path)
+    except TensorFileError as error:
+        raise BundleError(str(error)) from error
+
+
+def _expect(file: TensorFile, name: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> None:
+    if name not in file:
+        raise BundleError(f"{file.path.name} lacks {name:.120}")
+    spec = file[name]
+    if spec.dtype not in dtypes or spec.shape != shape:
+        raise BundleError(f"{file.path.name}: {name:.120} is {spec.dtype}{spec.shape}, {dtypes[0]}{shape} expected")

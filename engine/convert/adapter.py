@@ -1,0 +1,202 @@
+"""From a PEFT directory to an adapter bundle, bound to one base bundle.
+
+`convert_adapter` reads as its steps: read the options, pair the tensors, check them against the base, fold the scale
+into B, write. Nothing is dropped silently: a tensor that has no place is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.artifact import (
+    ADAPTER_WEIGHTS,
+    AdapterManifest,
+    BaseBinding,
+    BaseManifest,
+    GoldenPrompt,
+    describe_files,
+    read_base,
+    write_manifest,
+)
+from engine.convert.building import Progress, building, ignore_progress
+from engine.convert.errors import (
+    AllZeroError,
+    BadExtrasError,
+    MissingTensorError,
+    NoModuleMatchedError,
+    NotAnAdapterError,
+    NotFiniteError,
+    ShapeMismatchError,
+    UnexpectedTensorError,
+    UnsupportedPeftOptionError,
+    WrongBaseError,
+)
+from engine.convert.peft_options import PeftOptions
+from engine.convert.source import SourceTensors, open_tensors, read_json, read_optional_json
+from engine.parameters import linear_modules
+from engine.strict_json import DecodeError, from_document
+from engine.tensor_file import TensorSpec, write_tensor_file
+
+F32 = NDArray[np.float32]
+Stored = NDArray[np.float16] | NDArray[np.float32]
+Pairs = Mapping[str, Mapping[str, str]]
+EXTRAS_NAME: Final = "socle.json"
+
+_LORA_NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.[A-Za-z0-9_-]+)?\.weight")
+_UNSUPPORTED_NAMES: Final = {
+    "lora_magnitude_vector": "DoRA",
+    "lora_embedding": "LoRA of an embedding",
+    "modules_to_save": "modules_to_save",
+    "token_adapter": "trainable_token_indices",
+    ".bias": "bias",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """`socle.json` beside the adapter: what ships with it."""
+
+    business: Mapping[str, Any]
+    golden_prompts: tuple[GoldenPrompt, ...]
+
+
+def convert_adapter(source: Path, base_bundle: Path, bundle: Path, *, on_progress: Progress = ignore_progress) -> str:
+    """Convert a PEFT directory and return the release digest; raises a `ConversionError` saying what to mend.
+
+    `bundle` must not exist; it appears at once when it is whole.
+    """
+    on_progress("reading the adapter", 0.0)
+    base, base_digest = read_base(base_bundle)
+    options = PeftOptions(read_json(source / "adapter_config.json", NotAnAdapterError))
+    extras = _read_extras(source)
+    tensors = open_tensors(source, "adapter_model", NotAnAdapterError)
+    pairs = _pair(tensors)
+    _check_modules(pairs, options, base)
+    _check_shapes(tensors, pairs, options, base)
+    on_progress("folding the scale into B", 0.3)
+    matrices = _read_matrices(tensors, pairs, options, base)
+    with building(bundle) as folder:
+        on_progress("writing the bundle", 0.8)
+        _write_matrices(folder / ADAPTER_WEIGHTS, matrices)
+        manifest = AdapterManifest(
+            base=BaseBinding(base_digest, base.tokenizer.tokenizer_sha256, base.tokenizer.chat_template_sha256),
+            ranks={module: len(a) for module, (a, _) in matrices.items()},
+            files=describe_files(folder, [ADAPTER_WEIGHTS]),
+            business=extras.business,
+            golden_prompts=extras.golden_prompts,
+        )
+        digest = write_manifest(folder, manifest)
+    on_progress("done", 1.0)
+    return digest
+
+
+def _read_extras(source: Path) -> Extras:
+    document = {"business": {}, "golden_prompts": [], **read_optional_json(source / EXTRAS_NAME, BadExtrasError)}
+    try:
+        return from_document(Extras, document)
+    except DecodeError as error:
+        raise BadExtrasError(f"{EXTRAS_NAME}: {error}") from error
+
+
+def _pair(tensors: SourceTensors) -> dict[str, dict[str, str]]:
+    """The tensor names of each module: {module: {"A": name, "B": name}}, in order of the modules' names."""
+    pairs: dict[str, dict[str, str]] = {}
+    for name in sorted(tensors):
+        match = _LORA_NAME.fullmatch(name)
+        if match is None:
+            _refuse_tensor(name)
+        module, which = match.groups()
+        if which in pairs.setdefault(module, {}):
+            raise UnexpectedTensorError(f"{module:.120} has two lora_{which}", hint="Save one adapter at a time.")
+        pairs[module][which] = name
+    for module, names in pairs.items():
+        for which in {"A", "B"} - set(names):
+            raise MissingTensorError(f"{module:.120} lacks its lora_{which}", hint="Save the adapter again.")
+    return pairs
+
+
+def _refuse_tensor(name: str) -> NoReturn:
+    for part, option in _UNSUPPORTED_NAMES.items():
+        if part in name:
+            raise UnsupportedPeftOptionError(f"{name:.120} belongs to {option}, which the engine does not run")
+    raise UnexpectedTensorError(f"{name:.120} is no tensor of a LoRA")
+
+
+def _check_modules(pairs: Mapping[str, Any], options: PeftOptions, base: BaseManifest) -> None:
+    """The modules with tensors are exactly those that the options target, and the base has them."""
+    linears = linear_modules(base.architecture)
+    if not any(module in linears for module in pairs):
+        raise NoModuleMatchedError("none of the adapter's tensors belongs to a linear layer of the base")
+    if unknown := [module for module in pairs if module not in linears]:
+        _refuse_module(unknown[0], linears)
+    targeted = [module for module in linears if options.targets(module)]
+    if not targeted:
+        raise NoModuleMatchedError("target_modules matches no linear layer of the base")
+    if extra := sorted(set(pairs) - set(targeted)):
+        raise UnexpectedTensorError(f"there are tensors for {extra[0]}, which target_modules does not name")
+    if missing := sorted(set(targeted) - set(pairs)):
+        raise MissingTensorError(
+            f"target_modules names {missing[0]}, for which there are no tensors",
+            hint="Save the adapter again, and check that it was trained on a base with as many layers as this one.",
+        )
+
+
+def _refuse_module(module: str, linears: Mapping[str, Any]) -> NoReturn:
+    """A module that the base does not have: in a layer too many, or of a kind that adapters cannot change here."""
+    kinds = {re.sub(r"\.\d+\.", ".*.", linear) for linear in linears}
+    if re.sub(r"\.\d+\.", ".*.", module) in kinds:
+        raise WrongBaseError(f"the adapter changes {module:.120}, a layer that this base does not have")
+    raise UnsupportedPeftOptionError(f"the adapter changes {module:.120}, which is no linear layer of attention or MLP")
+
+
+def _check_shapes(tensors: SourceTensors, pairs: Pairs, options: PeftOptions, base: BaseManifest) -> None:
+    linears = linear_modules(base.architecture)
+    for module, names in pairs.items():
+        (rows, inputs), rank = linears[module], options.rank(module)
+        shape_a, shape_b = tensors[names["A"]].shape, tensors[names["B"]].shape
+        if len(shape_a) != 2 or len(shape_b) != 2 or (shape_a[0], shape_b[1]) != (rank, rank):
+            raise ShapeMismatchError(
+                f"{module}: lora_A has shape {list(shape_a)} and lora_B {list(shape_b)}, "
+                f"adapter_config.json calls for rank {rank}"
+            )
+        if (shape_b[0], shape_a[1]) != (rows, inputs):
+            raise WrongBaseError(
+                f"{module} is {rows} x {inputs} in this base, the adapter is made for {shape_b[0]} x {shape_a[1]}"
+            )
+
+
+def _read_matrices(
+    tensors: SourceTensors, pairs: Pairs, options: PeftOptions, base: BaseManifest
+) -> dict[str, tuple[Stored, Stored]]:
+    """A and scaled B of each module, in the element type that they are stored in."""
+    exact = {
+        module: (tensors.float32(names["A"]), tensors.float32(names["B"]) * np.float32(options.scale(module)))
+        for module, names in pairs.items()
+    }
+    matrices: dict[str, tuple[Stored, Stored]] = {**exact} if base.weights == "float32" else _narrowed(exact)
+    if not all(np.isfinite(b).all() for _, b in matrices.values()):
+        raise NotFiniteError("lora_B is infinite once it is multiplied by lora_alpha / r")
+    if not any(a.any() and b.any() for a, b in matrices.values()):
+        raise AllZeroError("the adapter changes nothing: for every module lora_A or lora_B is zero")
+    return matrices
+
+
+def _narrowed(exact: dict[str, tuple[F32, F32]]) -> dict[str, tuple[Stored, Stored]]:
+    """Everything in float16, or everything as it is if that would overflow."""
+    with np.errstate(over="ignore"):
+        narrow = {module: (a.astype(np.float16), b.astype(np.float16)) for module, (a, b) in exact.items()}
+    is_finite = all(np.isfinite(a).all() and np.isfinite(b).all() for a, b in narrow.values())
+    return {**narrow} if is_finite else {**exact}
+
+
+def _write_matrices(path: Path, matrices: Mapping[str, tuple[Stored, Stored]]) -> None:
+    arrays = {f"{module}.lora_{which}": m for module, ab in matrices.items() for which, m in zip("AB", ab, strict=True)}
+    specs = [TensorSpec(name, "F16" if m.dtype == np.float16 else "F32", m.shape) for name, m in arrays.items()]
+    write_tensor_file(path, specs, arrays.__getitem__)

@@ -1,0 +1,128 @@
+"""From a Hugging Face checkpoint directory to a base bundle.
+
+`convert_base` reads as its steps: read the configuration, check the tensors, write tokenizer and weights, measure the
+agreement with the original, write the manifest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.artifact import (
+    BASE_WEIGHTS,
+    CHAT_TEMPLATE,
+    TOKENIZER,
+    Architecture,
+    BaseManifest,
+    describe_files,
+    write_manifest,
+)
+from engine.backends.weights import BaseWeights
+from engine.convert.agreement import measure_agreement
+from engine.convert.building import Progress, building, ignore_progress
+from engine.convert.errors import MissingTensorError, NotACheckpointError, ShapeMismatchError, UnexpectedTensorError
+from engine.convert.families import architecture_of
+from engine.convert.quantise import quantise_int4, quantise_int8
+from engine.convert.source import SourceTensors, open_tensors, read_json
+from engine.convert.tokenizer_files import write_tokenizer
+from engine.layout import GROUP_INPUTS, TILE_ROWS, block_bytes
+from engine.parameters import EMBEDDING, HEAD, matrix_modules, parameter_shapes, vectors
+from engine.tensor_file import TensorFile, TensorSpec, write_tensor_file
+from engine.tokenizer import Tokenizer
+
+Weights = Literal["int4", "float32"]
+
+# Written by old versions of transformers and computed from the configuration: nothing is lost without them.
+_COMPUTED_SUFFIX = ".rotary_emb.inv_freq"
+
+
+def convert_base(
+    source: Path, bundle: Path, *, weights: Weights = "int4", on_progress: Progress = ignore_progress
+) -> str:
+    """Convert a checkpoint directory and return the release digest; raises a `ConversionError` saying what to mend.
+
+    `bundle` must not exist; it appears at once when it is whole. `on_progress(step, fraction)` follows the work.
+    """
+    on_progress("reading the checkpoint", 0.0)
+    config = read_json(source / "config.json", NotACheckpointError)
+    architecture = architecture_of(config)
+    tensors = open_tensors(source, "model", NotACheckpointError)
+    _check_tensors(tensors, architecture)
+    with building(bundle) as folder:
+        tokenizer = write_tokenizer(source, folder, config, architecture.vocab_size)
+        _write_weights(folder / BASE_WEIGHTS, tensors, architecture, weights, on_progress)
+        files = describe_files(folder, [BASE_WEIGHTS, TOKENIZER, CHAT_TEMPLATE])
+        manifest = BaseManifest(architecture, tokenizer, weights, files)
+        if weights == "int4":
+            converted = BaseWeights(manifest, "", TensorFile(folder / BASE_WEIGHTS))
+            text_tokens = Tokenizer(folder, tokenizer)
+            agreement = measure_agreement(architecture, text_tokens, tensors.float32, converted.dense, on_progress)
+            manifest = dataclasses.replace(manifest, agreement=agreement)
+        digest = write_manifest(folder, manifest)
+    on_progress("done", 1.0)
+    return digest
+
+
+def _check_tensors(tensors: SourceTensors, architecture: Architecture) -> None:
+    """Every tensor that the configuration calls for, in its shape, and no other."""
+    expected = parameter_shapes(architecture)
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise MissingTensorError(f"{name} is missing from the checkpoint")
+        if tensors[name].shape != shape:
+            raise ShapeMismatchError(f"{name} has shape {list(tensors[name].shape)}, expected is {list(shape)}")
+    for name in tensors:
+        is_tied_head = name == f"{HEAD}.weight" and architecture.tie_word_embeddings
+        if name not in expected and not is_tied_head and not name.endswith(_COMPUTED_SUFFIX):
+            raise UnexpectedTensorError(
+                f"{name:.120} has no place in a {architecture.family} model of this configuration"
+            )
+
+
+def _write_weights(
+    path: Path, tensors: SourceTensors, architecture: Architecture, weights: Weights, on_progress: Progress
+) -> None:
+    specs = _stored_specs(architecture, weights)
+    bits = {spec.name: _bits(spec) for spec in specs}
+    total, written = sum(spec.size_bytes for spec in specs), 0
+    sizes = {spec.name: spec.size_bytes for spec in specs}
+
+    def produce(name: str) -> NDArray[Any]:
+        nonlocal written
+        on_progress("converting the weights", 0.05 + 0.75 * written / total)
+        written += sizes[name]
+        return _stored(name, tensors.float32(name), bits[name])
+
+    write_tensor_file(path, specs, produce)
+
+
+def _stored_specs(architecture: Architecture, weights: Weights) -> list[TensorSpec]:
+    """How each parameter will lie in the bundle."""
+    if weights == "float32":
+        return [TensorSpec(name, "F32", shape) for name, shape in parameter_shapes(architecture).items()]
+    matrices = [
+        TensorSpec(f"{module}.weight", "U8", _blocks_shape(*shape, bits=8 if module in (EMBEDDING, HEAD) else 4))
+        for module, shape in matrix_modules(architecture).items()
+    ]
+    return matrices + [TensorSpec(name, "F32", (length,)) for name, length in vectors(architecture).items()]
+
+
+def _blocks_shape(rows: int, inputs: int, *, bits: int) -> tuple[int, int, int]:
+    return -(-rows // TILE_ROWS), -(-inputs // GROUP_INPUTS), block_bytes(bits)
+
+
+def _bits(spec: TensorSpec) -> int:
+    if spec.dtype == "F32":
+        return 32
+    return 8 if spec.shape[-1] == block_bytes(8) else 4
+
+
+def _stored(name: str, values: NDArray[np.float32], bits: int) -> NDArray[Any]:
+    if bits == 32:
+        return values
+    return quantise_int8(name, values) if bits == 8 else quantise_int4(name, values)

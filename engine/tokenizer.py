@@ -1,0 +1,228 @@
+"""Text to tokens and back, and streams that never cut a character. Knows no model.
+
+**Text that people give cannot inject control tokens.** A control token is one that the tokenizer marks as special or
+that the chat template writes (`<|im_end|>`, `<tool_call>`). `encode` does not recognise them. `render_chat` breaks
+whatever spells one in the messages by a sentinel before the template runs, which can still read and trim them; what
+spells a control token in its output was written by the template. A string's end that could begin a control token is
+broken too, as a template may put the next string right behind it. Broken spellings become ordinary tokens. Messages
+without any take the plain path and give the very tokens of transformers' `apply_chat_template`.
+
+An assistant's own turns may hold control tokens that are not special, such as `<think>`: the model wrote them, and
+templates look for them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Self
+
+import tokenizers
+
+from engine.artifact import CHAT_TEMPLATE, TOKENIZER, TokenizerInfo, read_base
+from engine.chat_template import ChatTemplate
+from engine.errors import BundleError, InvalidInputError
+
+REPLACEMENT: Final = "\ufffd"
+_SENTINEL: Final = "\ufdd0"  # a noncharacter: no part of any text, and dropped where it is
+_MAX_CHARACTER_BYTES: Final = 4
+
+
+class Tokenizer:
+    """The tokenizer and chat template of a base bundle."""
+
+    def __init__(self, folder: Path, info: TokenizerInfo) -> None:
+        """Read `tokenizer.json` and `chat_template.jinja`; raises `BundleError`."""
+        try:
+            document = json.loads((folder / TOKENIZER).read_bytes())
+            template = (folder / CHAT_TEMPLATE).read_bytes().decode()
+            special, control = _control_tokens(document, template)
+            self._full, self._plain = _load(document), _load(_with_special(document, control))
+        except Exception as error:  # the library raises plain Exception
+            raise BundleError(f"{folder} has no usable tokenizer: {error!s:.200}") from error
+        self._plain.encode_special_tokens = True  # that is, as ordinary text
+        self._special, self._control = _Spellings(special), _Spellings(control)
+        self._template = ChatTemplate(template, self._named_tokens(info))
+        self.eos_token_ids = frozenset(info.eos_token_ids)
+
+    @classmethod
+    def open(cls, bundle: Path) -> Self:
+        """The tokenizer of the base bundle in this directory."""
+        manifest, _ = read_base(bundle)
+        return cls(bundle, manifest.tokenizer)
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a plain text, within those that the tokenizer puts around every text, such as BOS."""
+        encoding = self._encode_ordinary(_cleaned(text))
+        return list(self._plain.post_process(encoding, None, True).ids)  # noqa: FBT003 - positional in the library
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        """Tokens of a conversation; raises `InvalidInputError` if the template refuses it."""
+        broken_messages = [self._broken_message(message) for message in messages]
+        broken_tools = None if tools is None else _map_strings(list(tools), self._control.broken)
+        text = self._template.render(broken_messages, broken_tools, add_generation_prompt=add_generation_prompt)
+        token_ids = self._full.encode(text.replace(_SENTINEL, ""), add_special_tokens=False).ids
+        num_control = sum(token_id in self._control.text_of for token_id in token_ids)
+        return list(token_ids) if num_control == self._control.count(text) else self._encode_broken(text)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of the tokens, special ones left out."""
+        return str(self._full.decode(list(token_ids), skip_special_tokens=True))
+
+    def stream(self) -> TextStream:
+        """A stream that turns tokens into text one by one."""
+        return TextStream(self)
+
+    def _named_tokens(self, info: TokenizerInfo) -> dict[str, str]:
+        """The texts that templates know as `bos_token` and `eos_token`; the first end token is the tokenizer's own."""
+        named = {"bos_token": info.bos_token_id, "eos_token": next(iter(info.eos_token_ids), None)}
+        texts = {name: self._full.id_to_token(token_id) for name, token_id in named.items() if token_id is not None}
+        return {name: text for name, text in texts.items() if text is not None}
+
+    def _broken_message(self, message: Mapping[str, Any]) -> Any:
+        spellings = self._special if message.get("role") == "assistant" else self._control
+        return _map_strings(dict(message), spellings.broken)
+
+    def _encode_broken(self, text: str) -> list[int]:
+        """Control tokens where the template wrote them, ordinary tokens for all between."""
+        token_ids: list[int] = []
+        for piece in self._control.split(text):
+            if piece in self._control.id_of:
+                token_ids.append(self._control.id_of[piece])
+            elif piece:
+                token_ids += self._encode_ordinary(piece.replace(_SENTINEL, "")).ids
+        return token_ids
+
+    def _encode_ordinary(self, text: str) -> tokenizers.Encoding:
+        """Refuses what gives a control token all the same: some models know its spelling as an ordinary word."""
+        encoding = self._plain.encode(text, add_special_tokens=False)
+        for token_id in self._control.text_of.keys() & set(encoding.ids):
+            raise InvalidInputError(f"the text spells the control token {self._control.text_of[token_id]!r}: remove it")
+        return encoding
+
+
+class TextStream:
+    """Turns one answer's tokens into text as they come. A character in several tokens waits for its last one."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        # Decoders treat the first token of a text in their own way, so that the last piece stays as context.
+        self._token_ids: list[int] = []
+        self._num_context_tokens = 0
+        self._num_sent_chars = 0
+        self._num_waiting_tokens = 0
+
+    def push(self, token_id: int) -> str:
+        """The text that this token completes, maybe none."""
+        self._token_ids.append(token_id)
+        self._num_waiting_tokens += 1
+        text = self._tokenizer.decode(self._token_ids)
+        # Each waiting token has a byte at least: after four the bytes are no character and will never be.
+        if text.endswith(REPLACEMENT) and self._num_waiting_tokens < _MAX_CHARACTER_BYTES:
+            return self._send(text.rstrip(REPLACEMENT))
+        piece = self._send(text)
+        self._forget_context()
+        return piece
+
+    def flush(self) -> str:
+        """What still waits, at the end of the answer: an incomplete character becomes U+FFFD."""
+        return self._send(self._tokenizer.decode(self._token_ids))
+
+    def _send(self, text: str) -> str:
+        piece = text[self._num_sent_chars :]
+        self._num_sent_chars = max(self._num_sent_chars, len(text))
+        return piece
+
+    def _forget_context(self) -> None:
+        """Keep the tokens of the last piece alone, so that a step's cost does not grow with the answer."""
+        self._token_ids = self._token_ids[self._num_context_tokens :]
+        self._num_context_tokens = len(self._token_ids)
+        self._num_sent_chars = len(self._tokenizer.decode(self._token_ids))
+        self._num_waiting_tokens = 0
+
+
+class _Spellings:
+    """A set of control tokens: finds and breaks what spells them."""
+
+    def __init__(self, id_of: Mapping[str, int]) -> None:
+        self.id_of = dict(id_of)
+        self.text_of = {token_id: text for text, token_id in id_of.items()}
+        longest_first = sorted(map(re.escape, id_of), key=len, reverse=True)
+        self._pattern = re.compile(f"({'|'.join(longest_first)})" if longest_first else "((?!))")
+        self._beginnings = {text[:length] for text in id_of for length in range(1, len(text))}
+        self._longest = max(map(len, id_of), default=0)
+
+    def count(self, text: str) -> int:
+        """How many control tokens the text spells."""
+        return len(self._pattern.findall(text))
+
+    def split(self, text: str) -> list[str]:
+        """The text cut before and after each control token."""
+        return self._pattern.split(text)
+
+    def broken(self, text: str) -> str:
+        """The text with a sentinel in each spelling, and in an end that could be the beginning of one."""
+        text = self._pattern.sub(lambda match: _break(match[0]), _cleaned(text))
+        for length in range(min(self._longest, len(text)), 0, -1):
+            if text[-length:] in self._beginnings:
+                return text[:-length] + _break(text[-length:])
+        return text
+
+
+def _cleaned(text: str) -> str:
+    """The text without sentinels and without halves of UTF-16 pairs, which JSON can spell and UTF-8 cannot."""
+    return text.replace(_SENTINEL, "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _break(spelling: str) -> str:
+    return spelling[0] + _SENTINEL + spelling[1:]
+
+
+def _map_strings(value: Any, change: Any) -> Any:
+    """A JSON value with every string changed, keys too; raises `InvalidInputError` for anything else."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {_map_strings(key, change): _map_strings(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_map_strings(item, change) for item in value]
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    raise InvalidInputError(f"messages hold JSON values only, not {type(value).__name__}")
+
+
+def _load(document: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(document))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _control_tokens(document: Mapping[str, Any], template: str) -> tuple[dict[str, int], dict[str, int]]:
+    """The special tokens, and all control tokens: those, and what else of markup the template writes."""
+    added = document.get("added_tokens") or []
+    special = {token["content"]: token["id"] for token in added if token["special"]}
+    written = {
+        token["content"]: token["id"]
+        for token in added
+        if _is_markup(token["content"]) and token["content"] in template
+    }
+    return special, special | written
+
+
+def _is_markup(text: str) -> bool:
+    """Neither blanks nor a plain word, which templates hold for other reasons."""
+    return bool(text.strip()) and not text.strip().isalnum()
+
+
+def _with_special(document: Mapping[str, Any], control: Mapping[str, int]) -> dict[str, Any]:
+    added = [{**token, "special": token["content"] in control} for token in document.get("added_tokens") or []]
+    return {**document, "added_tokens": added}
