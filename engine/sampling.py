@@ -19,6 +19,11 @@ TokenIds = NDArray[np.int64]
 Probabilities = NDArray[np.float64]
 
 
+def _require(condition: bool, name: str, expected: str) -> None:  # noqa: FBT001 - a predicate, not an option
+    if not condition:
+        raise InvalidInputError(f"{name}: give {expected}")
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How a request wants its answer.
@@ -117,8 +122,8 @@ def _largest(logits: Logits, count: int) -> TokenIds:
 
 def _softmax(logits: Logits, temperature: float) -> Probabilities:
     with np.errstate(over="ignore", under="ignore"):  # a tiny temperature leaves the likeliest token alone
-        weights = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
-    return weights / weights.sum()
+        weights: Probabilities = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
+    return np.asarray(weights / weights.sum())
 
 
 def _nucleus(token_ids: TokenIds, probabilities: Probabilities, top_p: float) -> tuple[TokenIds, Probabilities]:
@@ -131,8 +136,3 @@ def _nucleus(token_ids: TokenIds, probabilities: Probabilities, top_p: float) ->
     mass_before = np.cumsum(probabilities[order]) - probabilities[order]
     order = order[mass_before < top_p]
     return token_ids[order], probabilities[order]
-
-
-def _require(condition: bool, name: str, expected: str) -> None:  # noqa: FBT001 - a predicate, not an option
-    if not condition:
-        raise InvalidInputError(f"{name}: give {expected}")

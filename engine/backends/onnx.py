@@ -83,13 +83,14 @@ class OnnxBackend:
     name = "onnx"
 
     def __init__(self, bundle: Path, config: EngineConfig) -> None:
-        weights = BaseWeights.open(bundle)
         self.max_step_rows = 512
         self.adapter_switch_s = 0.0
+        self._session = open_session(BaseWeights.open(bundle), config)
+        # Mapped afresh: the mapping that was read whole counts as this process's memory for as long as it lives.
+        weights = BaseWeights.open(bundle)
         self._manifest = weights.manifest
         self._architecture = weights.architecture
         self._embedding = weights.embedding
-        self._session = open_session(weights, config)
         self._base = _adapter(self._architecture, {})
         self._adapters: dict[str, Adapter] = {}
 

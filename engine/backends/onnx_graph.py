@@ -205,9 +205,9 @@ class _GraphBuilder:
     def _cache(self, suffix: str) -> Iterator[onnx.ValueInfoProto]:
         for layer in range(self._arch.num_hidden_layers):
             for part in ("key", "value"):
-                shape = [1, self._arch.num_key_value_heads, "capacity", self._arch.head_dim]
+                shape = (1, self._arch.num_key_value_heads, "capacity", self._arch.head_dim)
                 yield _float(kv_name(layer, part) + suffix, shape)
 
 
 def _float(name: str, shape: Sequence[int | str]) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape))

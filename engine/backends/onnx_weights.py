@@ -80,5 +80,5 @@ def repack(matrix: Matrix) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     if padding := groups * GROUP_INPUTS - matrix.inputs:
         values = np.pad(values, ((0, 0), (0, padding)), constant_values=ZERO_POINT[matrix.bits])
     if matrix.bits == 4:
-        values = values[:, 0::2] | (values[:, 1::2] << 4)  # [rows, groups * 16]
+        values = values[:, 0::2] | np.left_shift(values[:, 1::2], 4, dtype=np.uint8)  # [rows, groups * 16]
     return values.reshape(matrix.rows, groups, -1), scales.astype(np.float32)
