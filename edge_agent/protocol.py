@@ -110,6 +110,11 @@ class DesiredState:
     poll_interval_s: float = 60.0
     protocol: int = PROTOCOL
 
+    @property
+    def releases(self) -> tuple[ReleaseRef, ...]:
+        """The base, if there is one, and the adapters."""
+        return (*((self.base,) if self.base else ()), *self.adapters)
+
 
 class UpdateState(StrEnum):
     """Where a device is on its way to the desired state. `edge_agent.states` holds the transitions."""

@@ -1,0 +1,215 @@
+"""`python -m edge_agent run|status|enrol`: the command line, and the one place where an agent's parts are made.
+
+Exit codes: 0 well, 1 a bug of ours, 2 wrong usage or setting, 3 another agent runs on the state directory, 4 not
+enrolled or refused, 5 the server can't be reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+from collections.abc import Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import httpx2
+import structlog
+import typer
+from rich.console import Console
+
+from edge_agent import status as status_command
+from edge_agent.client import FleetClient
+from edge_agent.config import AgentConfig, load_config
+from edge_agent.daemon import Daemon, Organs
+from edge_agent.device import Device, total_memory_bytes
+from edge_agent.engine_child import ChildSettings
+from edge_agent.enrolment import enrol as enrol_device
+from edge_agent.enrolment import identity_of
+from edge_agent.errors import TransientError, UserError
+from edge_agent.fetcher import Fetcher, FetchPolicy
+from edge_agent.host import Host, HostSettings
+from edge_agent.journal import Journal
+from edge_agent.recorder import Recorder
+from edge_agent.schedule import Backoff
+from edge_agent.spool import Spool
+from edge_agent.state_dir import StateDir
+from edge_agent.store import Store
+from edge_agent.telemetry import Telemetry
+from edge_agent.trust import DeviceKey, Identity, unsigned
+from edge_agent.updater import Parts, Updater, UpdaterSettings
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="The Socle agent of this device.")
+
+StateDirOption = Annotated[Path | None, typer.Option("--state-dir", help="Where the agent keeps everything.")]
+ServerOption = Annotated[
+    str | None, typer.Option("--server", help="The fleet's URL, for instance https://fleet.example.")
+]
+TokenOption = Annotated[str | None, typer.Option("--token", help="One-time enrolment token.")]
+NameOption = Annotated[str | None, typer.Option("--name", help="Name of the device; the host's name if left out.")]
+
+
+@app.command()
+def run(
+    state_dir: StateDirOption = None,
+    server: ServerOption = None,
+    token: TokenOption = None,
+    name: NameOption = None,
+    api_port: Annotated[int | None, typer.Option(help="Port of the local API; 0 takes any free one.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json.")] = None,
+) -> None:
+    """Run the agent until it is stopped; enrols the device first if it isn't yet."""
+    given = {"state_dir": state_dir, "server": server, "token": token, "name": name}
+    config = _load({**given, "api_port": api_port, "log_format": log_format})
+    _run_to_end(_serve(config))
+
+
+@app.command()
+def enrol(
+    state_dir: StateDirOption = None,
+    server: ServerOption = None,
+    token: TokenOption = None,
+    name: NameOption = None,
+) -> None:
+    """Give this device its key and its identity."""
+    config = _load({"state_dir": state_dir, "server": server, "token": token, "name": name})
+    _run_to_end(_enrol(config))
+
+
+@app.command()
+def status(
+    state_dir: StateDirOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,  # noqa: FBT002 - a flag
+) -> None:
+    """Show what the agent has, wants and does."""
+    config = _load({"state_dir": state_dir})
+    try:
+        found = status_command.read_status(StateDir(config.state_dir))
+    except UserError as error:
+        raise _exit(error) from error
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False))
+    else:
+        status_command.print_status(found, Console())
+
+
+async def _serve(config: AgentConfig) -> None:
+    state_dir = StateDir(config.state_dir)
+    state_dir.make()
+    with state_dir.held():
+        async with _http_client(config) as http:
+            identity = await identity_of(config, state_dir, lambda server: FleetClient(server, unsigned, http))
+            await assemble(config, state_dir, identity, http).run()
+
+
+async def _enrol(config: AgentConfig) -> None:
+    state_dir = StateDir(config.state_dir)
+    state_dir.make()
+    with state_dir.held():
+        async with _http_client(config) as http:
+            identity = await enrol_device(config, state_dir, lambda server: FleetClient(server, unsigned, http))
+    typer.echo(f"{identity.name} is enrolled at {identity.server} as {identity.device_id}")
+
+
+def assemble(config: AgentConfig, state_dir: StateDir, identity: Identity, http: httpx2.AsyncClient) -> Daemon:
+    """An agent from its settings and its identity."""
+    sign = DeviceKey.open_or_make(state_dir.key).signer(identity.device_id)
+    client = FleetClient(identity.server, sign, http)
+    store = Store(state_dir.root)
+    host = Host(store, _host_settings(config))
+    fetcher = Fetcher(client, store, _fetch_policy(config))
+    parts = Parts(Journal(state_dir.root), store, client, fetcher, host, total_memory_bytes)
+    updater = Updater(
+        parts,
+        UpdaterSettings(
+            disk_reserve_bytes=config.disk_reserve_bytes,
+            probe_timeout_s=config.probe_timeout_s,
+            retry=Backoff(10 * config.retry_first_s, 10 * config.retry_longest_s),
+        ),
+    )
+    telemetry = Telemetry(Spool(state_dir.spool, max_bytes=config.spool_max_bytes), identity.device_id)
+    organs = Organs(Device(identity), store, client, host, updater, telemetry, Recorder(telemetry))
+    return Daemon(config, state_dir, organs)
+
+
+def _host_settings(config: AgentConfig) -> HostSettings:
+    child = ChildSettings(
+        command=config.engine_command,
+        config=config.engine,
+        open_timeout_s=config.engine_open_timeout_s,
+        heartbeat_interval_s=config.engine_heartbeat_s,
+        hang_timeout_s=config.engine_hang_timeout_s,
+    )
+    return HostSettings(
+        child=child,
+        max_in_flight=config.max_in_flight,
+        ready_wait_s=config.ready_wait_s,
+        drain_timeout_s=config.drain_timeout_s,
+    )
+
+
+def _fetch_policy(config: AgentConfig) -> FetchPolicy:
+    return FetchPolicy(
+        backoff=Backoff(config.retry_first_s, config.retry_longest_s),
+        max_retries=config.download_max_retries,
+        min_bytes_per_s=config.min_download_bytes_per_s,
+        grace_s=config.request_timeout_s,
+    )
+
+
+def _http_client(config: AgentConfig) -> httpx2.AsyncClient:
+    # The environment is not read: whom a device talks through is a setting like any other.
+    return httpx2.AsyncClient(timeout=config.request_timeout_s, proxy=config.proxy, trust_env=False)
+
+
+def _load(given: dict[str, Any]) -> AgentConfig:
+    try:
+        config = load_config(given)
+    except UserError as error:
+        raise _exit(error) from error
+    _configure_log(config.log_format)
+    return config
+
+
+def _run_to_end(work: Coroutine[Any, Any, None]) -> None:
+    """Run until it is done or a signal comes; errors that a person can mend become a line and an exit code."""
+    try:
+        asyncio.run(_until_signal(work))
+    except* (UserError, TransientError) as group:
+        raise _exit(_first(group)) from group
+
+
+async def _until_signal(work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.ensure_future(work)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+def _first(group: BaseException) -> UserError | TransientError:
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    assert isinstance(group, UserError | TransientError)
+    return group
+
+
+def _exit(error: UserError | TransientError) -> typer.Exit:
+    Console(stderr=True, highlight=False).print(f"error: {error}", markup=False)
+    return typer.Exit(error.exit_code)
+
+
+def _configure_log(log_format: Literal["text", "json"]) -> None:
+    shown = structlog.processors.JSONRenderer() if log_format == "json" else structlog.dev.ConsoleRenderer(colors=False)
+    structlog.configure(
+        processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper("iso", utc=True), shown],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+if __name__ == "__main__":
+    app()

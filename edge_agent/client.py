@@ -1,0 +1,198 @@
+"""The fleet server as seen from the device: the only place that knows URLs and status codes.
+
+Takes and gives records of `edge_agent.protocol` and bytes; raises `TransientError` for what may work later and
+`RefusedError` for what will not. Doesn't retry, doesn't write.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import httpx2
+
+from edge_agent import protocol
+from edge_agent.errors import AgentError, RefusedError, UnavailableError, UnreachableError
+from edge_agent.trust import Sign
+from engine.artifact import MAX_MANIFEST_BYTES
+from engine.strict_json import DecodeError, decode, encode
+
+T = TypeVar("T")
+
+_TRY_LATER = frozenset({408, 425, 429})
+_MAX_ANSWER_BYTES = 1 << 20
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredAnswer:
+    """What a poll brought. `desired` is None if nothing has changed since `etag`."""
+
+    desired: protocol.DesiredState | None
+    etag: str | None
+    poll_after_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class FileStream:
+    """Bytes of a file from `start` on, as the server chose to send them; 0 where it ignored the range."""
+
+    start: int
+    chunks: AsyncIterator[bytes]
+
+
+class FleetClient:
+    """Calls `/device/v1/` of one server."""
+
+    def __init__(self, server: str, sign: Sign, http: httpx2.AsyncClient) -> None:
+        self._base = httpx2.URL(server.rstrip("/") + protocol.API_PREFIX + "/")
+        self._sign = sign
+        self._http = http
+
+    async def enrol(self, request: protocol.EnrolRequest) -> protocol.EnrolResponse:
+        """Trade a one-time token for an identity."""
+        _, body = await self._call("POST", "enrol", encode(request))
+        return _decoded(protocol.EnrolResponse, body)
+
+    async def desired(self, etag: str | None) -> DesiredAnswer:
+        """Poll the desired state."""
+        headers = {"If-None-Match": etag} if etag else {}
+        answer, body = await self._call("GET", "desired", headers=headers)
+        poll_after_s = _seconds(answer.headers.get(protocol.HEADER_POLL_AFTER))
+        if answer.status_code == 304:
+            return DesiredAnswer(None, etag, poll_after_s)
+        return DesiredAnswer(_decoded(protocol.DesiredState, body), answer.headers.get("ETag"), poll_after_s)
+
+    async def manifest(self, digest: str) -> bytes:
+        """The manifest of a release, not verified yet."""
+        _, body = await self._call("GET", f"releases/{digest}", limit_bytes=MAX_MANIFEST_BYTES)
+        return body
+
+    @asynccontextmanager
+    async def file(self, sha256: str, *, start: int, size_bytes: int) -> AsyncIterator[FileStream]:
+        """A file's bytes from `start` on; `size_bytes` is what the manifest says of the whole file."""
+        headers = {"Accept-Encoding": "identity"}
+        if start:
+            headers["Range"] = f"bytes={start}-"
+        async with self._answer("GET", f"files/{sha256}", b"", headers) as answer:
+            yield FileStream(_start_of(answer, start, size_bytes), _chunks(answer))
+
+    async def report(self, report: protocol.DeviceReport) -> None:
+        """Say what the device has."""
+        await self._call("POST", "report", encode(report))
+
+    async def telemetry(self, gzipped: bytes) -> None:
+        """Hand over an encoded and gzipped `TelemetryBatch`."""
+        await self._call("POST", "telemetry", gzipped, headers={"Content-Encoding": "gzip"})
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        *,
+        headers: Mapping[str, str] | None = None,
+        limit_bytes: int = _MAX_ANSWER_BYTES,
+    ) -> tuple[httpx2.Response, bytes]:
+        typed = {"Content-Type": "application/json", **(headers or {})} if body else dict(headers or {})
+        async with self._answer(method, path, body, typed) as answer:
+            return answer, await _read_at_most(answer, limit_bytes)
+
+    @asynccontextmanager
+    async def _answer(
+        self, method: str, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> AsyncIterator[httpx2.Response]:
+        """A signed request's answer, its body still to come; raises for everything but 2xx and 304."""
+        url = self._base.join(path)
+        signature = self._sign(method, url.raw_path.decode(), body)
+        request = self._http.build_request(method, url, content=body or None, headers={**headers, **signature})
+        try:
+            answer = await self._http.send(request, stream=True)
+            try:
+                if not (answer.is_success or answer.status_code == 304):
+                    raise _error_of(answer, await _read_at_most(answer, _MAX_ANSWER_BYTES))
+                yield answer
+            finally:
+                await answer.aclose()
+        except httpx2.HTTPError as error:
+            raise UnreachableError(
+                f"{self._base.host} did not answer {method} {path} ({type(error).__name__}: {error}): "
+                "look at the network and at the server"
+            ) from error
+
+
+async def _chunks(answer: httpx2.Response) -> AsyncIterator[bytes]:
+    async for chunk in answer.aiter_raw():
+        yield chunk
+
+
+async def _read_at_most(answer: httpx2.Response, limit_bytes: int) -> bytes:
+    body = bytearray()
+    async for chunk in answer.aiter_bytes():
+        body += chunk
+        if len(body) > limit_bytes:
+            raise UnavailableError(f"the server's answer is longer than {limit_bytes} bytes", code="bad_answer")
+    return bytes(body)
+
+
+def _decoded(cls: type[T], body: bytes) -> T:
+    """A record from an answer. What we can't read today may be mended on the server, so it is no final error."""
+    try:
+        return decode(cls, body)
+    except DecodeError as error:
+        raise UnavailableError(
+            f"the server's {cls.__name__} can't be read ({error}): update the agent or mend the server",
+            code="bad_answer",
+        ) from error
+
+
+def _start_of(answer: httpx2.Response, start: int, size_bytes: int) -> int:
+    """Where the bytes of the answer begin; raises `UnavailableError` for a range that was not asked for."""
+    if answer.status_code == 200:
+        return 0
+    found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+    if answer.status_code != 206 or not found or tuple(map(int, found.groups())) != (start, size_bytes - 1, size_bytes):
+        raise UnavailableError(
+            f"bytes {start}-{size_bytes - 1}/{size_bytes} were asked for, the server answered {answer.status_code} "
+            f"with {answer.headers.get('Content-Range', 'no range')!r:.80}",
+            code="wrong_range",
+        )
+    return start
+
+
+def _error_of(answer: httpx2.Response, body: bytes) -> AgentError:
+    """The error that a status code and a problem document stand for."""
+    problem = _problem(body)
+    code = str(problem.get("code") or f"http_{answer.status_code}")
+    detail = str(problem.get("detail") or problem.get("title") or f"the server answered {answer.status_code}")[:500]
+    if answer.status_code >= 500 or answer.status_code in _TRY_LATER:
+        return UnavailableError(detail, code=code, retry_after_s=_retry_after_s(answer.headers.get("Retry-After")))
+    return RefusedError(detail, status=answer.status_code, code=code)
+
+
+def _problem(body: bytes) -> dict[str, Any]:
+    with suppress(ValueError, RecursionError):
+        problem = json.loads(body)
+        if isinstance(problem, dict):
+            return problem
+    return {}
+
+
+def _retry_after_s(value: str | None) -> float | None:
+    """Seconds from a Retry-After header in either of its forms."""
+    if (seconds := _seconds(value)) is not None:
+        return seconds
+    with suppress(TypeError, ValueError):
+        at = email.utils.parsedate_to_datetime(value or "")
+        return max(0.0, (at - datetime.now(UTC)).total_seconds())
+    return None
+
+
+def _seconds(value: str | None) -> float | None:
+    return float(value) if value and re.fullmatch(r"\d{1,9}(\.\d{1,6})?", value) else None

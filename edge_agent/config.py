@@ -1,0 +1,77 @@
+"""What a person may decide about an agent. Frozen; unknown keys and bad values are refused by name.
+
+Values come from the command line, else from `SOCLE_AGENT_...` in the environment, else the defaults here.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import platformdirs
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from edge_agent.errors import UserError
+
+PREFIX = "SOCLE_AGENT_"
+
+
+def _default_state_dir() -> Path:
+    return platformdirs.user_state_path("socle-agent")
+
+
+class AgentConfig(BaseSettings):
+    """All settings of one agent."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    state_dir: Path = Field(default_factory=_default_state_dir)
+    server: str | None = Field(default=None, pattern=r"^https?://")
+    token: str | None = None
+    name: str = Field(default_factory=socket.gethostname, min_length=1, max_length=100)
+    proxy: str | None = None
+
+    api_host: str = "127.0.0.1"
+    api_port: int = Field(default=8455, ge=0, le=65535)
+    log_format: Literal["text", "json"] = "text"
+
+    engine: dict[str, Any] = Field(default_factory=dict)
+    """Fields of `engine.config.EngineConfig`, as JSON in the environment."""
+    engine_command: tuple[str, ...] = (sys.executable, "-m", "edge_agent.engine_process")
+    engine_open_timeout_s: float = Field(default=300.0, gt=0)
+    engine_hang_timeout_s: float = Field(default=60.0, gt=0)
+    engine_heartbeat_s: float = Field(default=1.0, gt=0)
+    max_in_flight: int = Field(default=64, ge=1)
+    ready_wait_s: float = Field(default=5.0, ge=0)
+    drain_timeout_s: float = Field(default=120.0, ge=0)
+    probe_timeout_s: float = Field(default=120.0, gt=0)
+
+    request_timeout_s: float = Field(default=30.0, gt=0)
+    min_download_bytes_per_s: int = Field(default=1024, ge=1)
+    download_max_retries: int = Field(default=8, ge=0)
+    retry_first_s: float = Field(default=0.5, gt=0)
+    retry_longest_s: float = Field(default=60.0, gt=0)
+    longest_poll_backoff_s: float = Field(default=300.0, gt=0)
+    disk_reserve_bytes: int = Field(default=256 << 20, ge=0)
+
+    telemetry_interval_s: float = Field(default=60.0, gt=0)
+    sample_interval_s: float = Field(default=10.0, gt=0)
+    spool_max_bytes: int = Field(default=64 << 20, ge=1 << 10)
+
+
+def load_config(given: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> AgentConfig:
+    """The settings with what was given on the command line; raises `UserError` naming what is wrong."""
+    known = {PREFIX + name.upper() for name in AgentConfig.model_fields}
+    if unknown := sorted(name for name in environment if name.startswith(PREFIX) and name not in known):
+        raise UserError(f"{unknown[0]} is no setting of the agent: correct or remove it from the environment")
+    try:
+        return AgentConfig(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"setting {name}: {first['msg']}") from error

@@ -1,0 +1,251 @@
+"""The running agent: what happens at boot, and what happens again and again. Each stands in one list.
+
+Ties the parts together by events; decides nothing about updates (`updater`), requests (`host`, `local_api`) or metrics
+(`recorder`, `telemetry`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+import uvicorn
+
+from edge_agent.client import FleetClient
+from edge_agent.config import AgentConfig
+from edge_agent.device import Device
+from edge_agent.errors import AgentError, FinalError, TransientError
+from edge_agent.host import Host
+from edge_agent.journal import replace_file
+from edge_agent.local_api import LocalApi, allowed_hosts, listen
+from edge_agent.protocol import DesiredState, DeviceReport
+from edge_agent.recorder import Recorder
+from edge_agent.schedule import Backoff, PollSchedule
+from edge_agent.state_dir import StateDir
+from edge_agent.states import Entry, State
+from edge_agent.store import Store
+from edge_agent.telemetry import Telemetry
+from edge_agent.updater import Updater
+
+log = structlog.get_logger()
+
+_STATUS_INTERVAL_S = 5.0
+_SYNC_INTERVAL_S = 5.0
+_PROGRESS_INTERVAL_S = 2.0
+_GARBAGE_INTERVAL_S = 60.0
+_POLLS_PER_REPORT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Work that is done again and again: it returns the seconds to wait, unless `wake` comes first."""
+
+    name: str
+    work: Callable[[], Awaitable[float]]
+    wake: asyncio.Event
+
+
+@dataclass(frozen=True, slots=True)
+class Organs:
+    """The parts of an agent, as `__main__` has put them together."""
+
+    device: Device
+    store: Store
+    client: FleetClient
+    host: Host
+    updater: Updater
+    telemetry: Telemetry
+    recorder: Recorder
+
+
+class Daemon:
+    """Runs an agent until it is cancelled."""
+
+    def __init__(self, config: AgentConfig, state_dir: StateDir, organs: Organs) -> None:
+        self._config = config
+        self._state_dir = state_dir
+        self._organs = organs
+        self._schedule = PollSchedule(organs.device.identity.poll_interval_s, longest_s=config.longest_poll_backoff_s)
+        organs.updater.on_change = self.note_change
+        organs.host.on_damage = self.note_damage
+        self._etag: str | None = None
+        self._server_problem: str | None = None
+        self._last_contact_s: float | None = None
+        self._api_url = ""
+        self._report_due = asyncio.Event()
+        self._status_due = asyncio.Event()
+        self._send_due = asyncio.Event()
+
+    async def run(self) -> None:
+        """Boot, then work until cancelled; stops the engine on the way out."""
+        boot: Sequence[Callable[[asyncio.TaskGroup], Awaitable[None]]] = (
+            self._recover_telemetry,
+            self._start_engine,
+            self._start_api,
+            self._start_updater,
+            self._start_jobs,
+        )
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for step in boot:
+                    await step(tasks)
+        finally:
+            await self._organs.host.stop()
+            self._organs.telemetry.close()
+
+    def jobs(self) -> Sequence[Job]:
+        """Everything periodic."""
+        never = asyncio.Event()
+        return (
+            Job("poll", self._poll, never),
+            Job("report", self._report, self._report_due),
+            Job("sample", self._sample, never),
+            Job("sync_telemetry", self._sync_telemetry, never),
+            Job("flush_telemetry", self._flush_telemetry, never),
+            Job("send_telemetry", self._send_telemetry, self._send_due),
+            Job("collect_garbage", self._collect_garbage, never),
+            Job("write_status", self._write_status, self._status_due),
+        )
+
+    def note_change(self, entry: Entry) -> None:
+        """The update machine has moved: the fleet and people shall hear."""
+        if entry.state is State.COMMITTED:
+            self._organs.recorder.update_committed()
+        self._report_due.set()
+        self._status_due.set()
+
+    def note_damage(self, desired: DesiredState) -> None:
+        """An engine found a bundle damaged: drop what doesn't verify, so that it is fetched again."""
+        self._organs.store.drop_damaged([ref.digest for ref in desired.releases])
+        self._organs.updater.poke()
+
+    # Boot
+
+    async def _recover_telemetry(self, _tasks: asyncio.TaskGroup) -> None:
+        with suppress(OSError):
+            await self._organs.telemetry.flush()
+
+    async def _start_engine(self, _tasks: asyncio.TaskGroup) -> None:
+        self._organs.host.start(self._organs.updater.entry.served)
+
+    async def _start_api(self, tasks: asyncio.TaskGroup) -> None:
+        listener = listen(self._config.api_host, self._config.api_port)
+        host, port = listener.getsockname()[:2]
+        self._api_url = f"http://{host}:{port}"
+        api = LocalApi(self._organs.host, self._organs.recorder, self.status)
+        app = api.app(allowed_hosts=allowed_hosts(self._config.api_host))
+        server = _Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=5))
+        tasks.create_task(server.serve(sockets=[listener]))
+        replace_file(self._state_dir.api, json.dumps({"url": self._api_url, "port": port}).encode())
+        log.info("api.listening", url=self._api_url)
+
+    async def _start_updater(self, tasks: asyncio.TaskGroup) -> None:
+        tasks.create_task(self._organs.updater.run())
+
+    async def _start_jobs(self, tasks: asyncio.TaskGroup) -> None:
+        for job in self.jobs():
+            tasks.create_task(_repeat(job))
+
+    # Jobs: each returns the seconds until it is due again
+
+    async def _poll(self) -> float:
+        try:
+            answer = await self._organs.client.desired(self._etag)
+        except AgentError as error:
+            self._server_problem = f"{error.code}: {error}"
+            log.warning("poll.failed", code=error.code, error=str(error))
+            return self._schedule.failed(error)
+        if self._server_problem:
+            self._report_due.set()
+            self._send_due.set()
+        self._etag, self._server_problem, self._last_contact_s = answer.etag, None, time.time()
+        if answer.desired:
+            self._organs.updater.want(answer.desired)
+        interval_s = answer.poll_after_s or (answer.desired.poll_interval_s if answer.desired else None)
+        return self._schedule.succeeded(interval_s)
+
+    async def _report(self) -> float:
+        await self._organs.client.report(self._make_report())
+        is_downloading = self._organs.updater.progress is not None
+        return _PROGRESS_INTERVAL_S if is_downloading else self._schedule.interval_s * _POLLS_PER_REPORT
+
+    def _make_report(self) -> DeviceReport:
+        organs = self._organs
+        return organs.device.report(
+            organs.updater.entry, organs.updater.progress, organs.host, organs.store.free_bytes()
+        )
+
+    async def _sample(self) -> float:
+        self._organs.recorder.look_at(self._organs.host)
+        return self._config.sample_interval_s
+
+    async def _sync_telemetry(self) -> float:
+        await self._organs.telemetry.sync()
+        return _SYNC_INTERVAL_S
+
+    async def _flush_telemetry(self) -> float:
+        await self._organs.telemetry.flush()
+        self._send_due.set()
+        return self._config.telemetry_interval_s
+
+    async def _send_telemetry(self) -> float:
+        await self._organs.telemetry.send(self._organs.client)
+        return self._config.telemetry_interval_s
+
+    async def _collect_garbage(self) -> float:
+        self._organs.updater.collect_garbage()
+        return _GARBAGE_INTERVAL_S
+
+    async def _write_status(self) -> float:
+        data = json.dumps(self.status(), ensure_ascii=False, indent=1).encode()
+        replace_file(self._state_dir.status, data)
+        return _STATUS_INTERVAL_S
+
+    def status(self) -> dict[str, Any]:
+        """All that a person may want to know, as plain JSON."""
+        organs = self._organs
+        return organs.device.status(organs.updater.entry, organs.updater.progress, organs.host) | {
+            "written_at_s": time.time(),
+            "api": self._api_url,
+            "server": {
+                "url": organs.device.identity.server,
+                "last_contact_at_s": self._last_contact_s,
+                "problem": self._server_problem,
+            },
+            "speed": {
+                "decode_tokens_per_s": organs.recorder.decode_tokens_per_s,
+                "ttft_s": organs.recorder.ttft_s,
+            },
+            "telemetry": {"batches": organs.telemetry.num_batches, "spool_bytes": organs.telemetry.spool_bytes},
+        }
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to the agent."""
+
+    def capture_signals(self) -> Any:
+        return nullcontext()
+
+
+async def _repeat(job: Job) -> None:
+    """For ever. A failure that may pass is waited out; anything else is a bug and ends the agent."""
+    backoff, num_failures = Backoff(1.0, 60.0), 0
+    while True:
+        job.wake.clear()
+        try:
+            delay_s = await job.work()
+            num_failures = 0
+        except (TransientError, FinalError, OSError) as error:
+            num_failures += 1
+            retry_after_s = getattr(error, "retry_after_s", None)
+            delay_s = backoff.delay_s(num_failures)
+            log.warning("job.failed", job=job.name, error=str(error), delay_s=delay_s)
+            await asyncio.sleep(retry_after_s or 0.0)  # a wake-up must not get around the server's word
+        with suppress(TimeoutError):
+            await asyncio.wait_for(job.wake.wait(), delay_s)

@@ -1,0 +1,333 @@
+"""One engine process as seen from the agent: start, calls, streams of answers, heartbeats, and its end.
+
+When the process dies or stops beating, every caller gets `EngineGoneError` and `on_gone` is told; whether to start
+another is `edge_agent.host`'s decision. Knows no releases and no names, only digests and paths.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import structlog
+
+from edge_agent.engine_wire import (
+    MAX_LINE_BYTES,
+    Cancel,
+    Command,
+    Done,
+    Failed,
+    Generate,
+    Heartbeat,
+    LoadAdapter,
+    Message,
+    Opened,
+    OpenEngine,
+    Piece,
+    Prompt,
+    UnloadAdapter,
+    from_line,
+    to_line,
+)
+from edge_agent.errors import AgentError, EngineGoneError, EngineRefusedError, TransientError
+from engine.strict_json import DecodeError
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSettings:
+    """How to start an engine process, and how long to wait for it."""
+
+    command: tuple[str, ...]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    open_timeout_s: float = 300.0
+    call_timeout_s: float = 120.0
+    heartbeat_interval_s: float = 1.0
+    hang_timeout_s: float = 60.0
+    stop_timeout_s: float = 5.0
+
+
+class Answer:
+    """The pieces of one answer as they come. Closing it early cancels the request."""
+
+    def __init__(self, queue: asyncio.Queue[Piece | AgentError], release: Callable[[bool], None]) -> None:
+        self._queue = queue
+        self._release = release
+        self._is_over = False
+        self._is_closed = False
+
+    def __aiter__(self) -> Answer:
+        return self
+
+    async def __anext__(self) -> Piece:
+        if self._is_over:
+            raise StopAsyncIteration
+        piece = await self._queue.get()
+        if isinstance(piece, AgentError):
+            self._is_over = True
+            raise piece
+        self._is_over = piece.finish_reason is not None
+        return piece
+
+    def close(self) -> None:
+        """Give up what has not come yet."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._release(self._is_over)
+
+
+class EngineChild:
+    """A running engine process; made by `start`."""
+
+    def __init__(self, process: asyncio.subprocess.Process, settings: ChildSettings) -> None:
+        self.base = ""
+        self.backend = ""
+        self.counters: Mapping[str, float] = {}
+        self.loaded: set[str] = set()
+        """Digests of the adapters that it knows, or will know when it has read its input."""
+        self._process = process
+        self._settings = settings
+        self._call_ids = itertools.count(1)
+        self._opened: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
+        self._calls: dict[str, asyncio.Future[str]] = {}
+        self._streams: dict[str, asyncio.Queue[Piece | AgentError]] = {}
+        self._in_flight: Counter[str | None] = Counter()
+        self._changed = asyncio.Event()
+        self._last_beat_s = time.monotonic()
+        self._gone: EngineGoneError | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @classmethod
+    async def start(
+        cls, bundle: Path, settings: ChildSettings, on_gone: Callable[[EngineChild], None] = lambda _: None
+    ) -> EngineChild:
+        """Start a process; raises `EngineRefusedError` if the base can't be opened, else `EngineGoneError`."""
+        process = await asyncio.create_subprocess_exec(
+            *settings.command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=MAX_LINE_BYTES,
+        )
+        child = cls(process, settings)
+        reader = asyncio.create_task(child._read())
+        child._tasks = [reader, asyncio.create_task(child._watch())]
+        try:
+            await child._open(bundle)
+        except BaseException:
+            await child.stop()
+            raise
+        reader.add_done_callback(lambda _: on_gone(child))
+        return child
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can take requests."""
+        return self._gone is None
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests that are running or queued."""
+        return self._in_flight.total()
+
+    def pss_bytes(self) -> int:
+        """Memory of the process, shared pages counted by share; 0 if it is gone."""
+        with suppress(psutil.Error):
+            return int(psutil.Process(self.pid).memory_full_info().pss)
+        return 0
+
+    async def load_adapter(self, bundle: Path, digest: str) -> None:
+        """Make an adapter usable; does nothing if it is loaded."""
+        if digest in self.loaded:
+            return
+        self.loaded.add(digest)
+        try:
+            found = await self._call(LoadAdapter(self._next_id(), str(bundle)))
+            if found != digest:
+                raise EngineRefusedError(f"{bundle} holds {found[:12]}, not {digest[:12]}", code="bad_bundle")
+        except AgentError:
+            self.loaded.discard(digest)
+            raise
+
+    async def unload_adapter(self, digest: str) -> None:
+        """Forget an adapter; raises `TransientError` while a request still uses it."""
+        self.loaded.discard(digest)
+        try:
+            await self._call(UnloadAdapter(self._next_id(), digest))
+        except TransientError:
+            self.loaded.add(digest)
+            raise
+
+    def submit(self, prompt: Prompt, *, adapter: str | None, sampling: Mapping[str, Any]) -> Answer:
+        """Start a request; close the answer when done with it."""
+        call_id = self._next_id()
+        self._send(Generate(call_id, prompt, adapter, sampling))
+        self._in_flight[adapter] += 1
+        queue: asyncio.Queue[Piece | AgentError] = asyncio.Queue()
+        self._streams[call_id] = queue
+        return Answer(queue, lambda is_over: self._release(call_id, adapter, is_over=is_over))
+
+    def _release(self, call_id: str, adapter: str | None, *, is_over: bool) -> None:
+        del self._streams[call_id]
+        self._in_flight[adapter] -= 1
+        self._changed.set()
+        if not is_over:
+            with suppress(EngineGoneError):
+                self._send(Cancel(call_id))
+
+    def is_used(self, adapter: str | None) -> bool:
+        """Whether requests with this adapter are in flight."""
+        return self._in_flight[adapter] > 0
+
+    async def drained(self) -> None:
+        """Return once no request is in flight, or the process is gone."""
+        while self.num_in_flight and self.is_alive:
+            await self.change()
+
+    async def change(self) -> None:
+        """Return once a request has ended, or the process has."""
+        self._changed.clear()
+        if self.is_alive:
+            await self._changed.wait()
+
+    async def stop(self) -> None:
+        """Let it go at the end of its input, kill it if it does not."""
+        with suppress(OSError, RuntimeError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+        try:
+            await asyncio.wait_for(self._process.wait(), self._settings.stop_timeout_s)
+        except TimeoutError:
+            self.kill()
+            await self._process.wait()
+        self._end("the engine was stopped")
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def kill(self) -> None:
+        """End the process at once."""
+        with suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def _open(self, bundle: Path) -> None:
+        settings = self._settings
+        self._send(OpenEngine(str(bundle), settings.config, settings.heartbeat_interval_s))
+        try:
+            opened = await asyncio.wait_for(asyncio.shield(self._opened), settings.open_timeout_s)
+        except TimeoutError as error:
+            raise EngineGoneError(
+                f"the engine did not open within {settings.open_timeout_s:.0f} s: look at its log, or raise "
+                "engine_open_timeout_s",
+                code="engine_open_timeout",
+            ) from error
+        self.base, self.backend = opened.base, opened.backend
+
+    async def _call(self, command: LoadAdapter | UnloadAdapter) -> str:
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._calls[command.call_id] = future
+        try:
+            self._send(command)
+            return await asyncio.wait_for(future, self._settings.call_timeout_s)
+        except TimeoutError as error:
+            raise EngineGoneError(f"the engine did not answer {type(command).__name__}", code="engine_hangs") from error
+        finally:
+            self._calls.pop(command.call_id, None)
+
+    def _next_id(self) -> str:
+        return str(next(self._call_ids))
+
+    def _send(self, command: Command) -> None:
+        if self._gone:
+            raise self._gone
+        assert self._process.stdin is not None
+        self._process.stdin.write(to_line(command))
+
+    async def _read(self) -> None:
+        """Until the process closes its output; then nobody is left waiting."""
+        assert self._process.stdout is not None
+        try:
+            while line := await self._process.stdout.readline():
+                self._last_beat_s = time.monotonic()
+                self._take(from_line(line))
+        except (DecodeError, ValueError) as error:
+            log.warning("engine.bad_line", pid=self.pid, error=str(error))
+            self.kill()
+        code = await self._process.wait()
+        self._end(f"the engine process ended with {_spell(code)}")
+
+    def _take(self, message: Message) -> None:
+        match message:
+            case Opened():
+                self._opened.set_result(message)
+            case Heartbeat():
+                self.counters = message.counters
+            case Piece():
+                self._take_piece(message)
+            case Done() if message.call_id in self._calls:
+                self._calls.pop(message.call_id).set_result(message.value)
+            case Failed():
+                self._take_failure(message)
+
+    def _take_piece(self, piece: Piece) -> None:
+        queue = self._streams.get(piece.call_id)
+        if queue is None:  # cancelled, and this was under way
+            return
+        if piece.finish_reason == "error":
+            queue.put_nowait(EngineRefusedError(piece.error or "the engine gave up", code="generation_failed"))
+        else:
+            queue.put_nowait(piece)
+
+    def _take_failure(self, failed: Failed) -> None:
+        error: AgentError = (
+            TransientError(failed.message, code=failed.code)
+            if failed.is_transient
+            else EngineRefusedError(failed.message, code=failed.code)
+        )
+        if not failed.call_id and not self._opened.done():
+            self._opened.set_exception(error)
+        elif failed.call_id in self._calls:
+            self._calls.pop(failed.call_id).set_exception(error)
+        elif failed.call_id in self._streams:
+            self._streams[failed.call_id].put_nowait(error)
+
+    async def _watch(self) -> None:
+        """Kill a process that has stopped beating; `_read` then tells everybody."""
+        while self.is_alive:
+            await asyncio.sleep(self._settings.heartbeat_interval_s)
+            silent_s = time.monotonic() - self._last_beat_s
+            if self._opened.done() and silent_s > self._settings.hang_timeout_s:
+                log.error("engine.hangs", pid=self.pid, silent_s=silent_s)
+                self.kill()
+                return
+
+    def _end(self, reason: str) -> None:
+        """Give everybody who waits a clean error."""
+        if self._gone:
+            return
+        self._gone = EngineGoneError(f"{reason}; send the request again")
+        if not self._opened.done():
+            self._opened.set_exception(self._gone)
+        for future in self._calls.values():
+            if not future.done():
+                future.set_exception(self._gone)
+        for queue in self._streams.values():
+            queue.put_nowait(self._gone)
+        self._changed.set()
+
+
+def _spell(code: int) -> str:
+    return f"exit status {code}" if code >= 0 else f"signal {-code}"

@@ -1,0 +1,170 @@
+"""The inside of the engine's process: commands in as lines on standard input, messages out on standard output.
+
+One thread reads; the main thread owns the engine and does nothing but commands and steps, so the engine stays
+single-threaded. When the agent goes away, input ends and the process leaves at once, even out of a hanging step: no
+engine outlives its agent. Knows `edge_agent.engine_wire` and the little interface `ServedEngine`; nothing of releases,
+HTTP or disks.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from edge_agent.engine_wire import (
+    Cancel,
+    Command,
+    Done,
+    Failed,
+    Generate,
+    Heartbeat,
+    LoadAdapter,
+    Message,
+    Opened,
+    OpenEngine,
+    Piece,
+    Prompt,
+    UnloadAdapter,
+    from_line,
+    to_line,
+)
+from engine.errors import CapacityError, EngineError
+
+Send = Callable[[Message], None]
+
+
+class ServedEngine(Protocol):
+    """What this process needs of an engine; `edge_agent.engine_process` gives the real one."""
+
+    base_digest: str
+    backend: str
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+
+    def load_adapter(self, bundle: Path) -> str:
+        """Make an adapter usable; returns its digest."""
+
+    def unload_adapter(self, digest: str) -> None:
+        """Forget an adapter."""
+
+    def submit(self, call_id: str, prompt: Prompt, adapter: str | None, sampling: Mapping[str, Any]) -> None:
+        """Queue a request."""
+
+    def cancel(self, call_id: str) -> None:
+        """Drop a request, if it is still there."""
+
+    def step(self) -> Iterable[Piece]:
+        """Run one step."""
+
+    def counters(self) -> Mapping[str, float]:
+        """Figures that grow from the start on."""
+
+
+OpenServed = Callable[[Path, Mapping[str, Any]], ServedEngine]
+
+
+class EngineLoop:
+    """Commands in, steps in between, messages out."""
+
+    def __init__(self, engine: ServedEngine, send: Send, heartbeat_interval_s: float) -> None:
+        self._engine = engine
+        self._send = send
+        self._heartbeat_interval_s = heartbeat_interval_s
+        self._next_heartbeat_s = time.monotonic()
+
+    def run(self, commands: queue.SimpleQueue[Command]) -> None:
+        """For ever: the process ends when its input does."""
+        while True:
+            self._beat()
+            self._obey_waiting(commands)
+            for piece in self._engine.step() if self._engine.has_work else ():
+                self._send(piece)
+
+    def _beat(self) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._next_heartbeat_s:
+            self._send(Heartbeat(self._engine.counters()))
+            self._next_heartbeat_s = now_s + self._heartbeat_interval_s
+
+    def _obey_waiting(self, commands: queue.SimpleQueue[Command]) -> None:
+        """All commands that are there; if there is nothing else to do, wait for one until the next heartbeat."""
+        try:
+            if not self._engine.has_work:
+                self._obey(commands.get(timeout=max(0.0, self._next_heartbeat_s - time.monotonic())))
+            while True:
+                self._obey(commands.get_nowait())
+        except queue.Empty:
+            return
+
+    def _obey(self, command: Command) -> None:
+        if isinstance(command, Cancel):
+            self._engine.cancel(command.call_id)
+            return
+        assert not isinstance(command, OpenEngine)
+        try:
+            self._call(command)
+        except EngineError as error:
+            self._send(_failed(command.call_id, error))
+
+    def _call(self, command: LoadAdapter | UnloadAdapter | Generate) -> None:
+        match command:
+            case LoadAdapter():
+                self._send(Done(command.call_id, self._engine.load_adapter(Path(command.bundle))))
+            case UnloadAdapter():
+                self._engine.unload_adapter(command.digest)
+                self._send(Done(command.call_id))
+            case Generate():
+                self._engine.submit(command.call_id, command.prompt, command.adapter, command.sampling)
+
+
+def _failed(call_id: str, error: EngineError) -> Failed:
+    return Failed(call_id, error.code, str(error), is_transient=isinstance(error, CapacityError))
+
+
+def serve(open_engine: OpenServed) -> None:
+    """Run an engine on this process's standard input and output until the input ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # both may reach the whole group; the agent decides when we go
+        signal.signal(number, signal.SIG_IGN)
+    source, sink = _claim_pipes()
+
+    def send(message: Message) -> None:
+        sink.write(to_line(message))
+        sink.flush()
+
+    command = from_line(source.readline() or b"null")
+    assert isinstance(command, OpenEngine)
+    commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+    threading.Thread(target=_read_commands, args=(source, commands), daemon=True).start()
+    try:
+        engine = open_engine(Path(command.bundle), command.config)
+    except EngineError as error:
+        send(_failed("", error))
+        return
+    with suppress(BrokenPipeError):  # the agent is gone
+        send(Opened(engine.base_digest, engine.backend))
+        EngineLoop(engine, send, command.heartbeat_interval_s).run(commands)
+
+
+def _claim_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Private copies of input and output; what libraries print goes to standard error, never between our lines."""
+    source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    return source, sink
+
+
+def _read_commands(source: BinaryIO, commands: queue.SimpleQueue[Command]) -> None:
+    for line in source:
+        commands.put(from_line(line))
+    os._exit(0)  # the agent is gone or wants us gone; nothing here needs saving

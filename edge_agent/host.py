@@ -1,0 +1,351 @@
+"""Hosts the served set: which engine process runs, what models' names stand for, and how one set follows another.
+
+A set is staged beside the served one, probed, and then either activated by exchanging one reference or discarded.
+Requests that run keep the process and the adapter that they began with; what nobody uses any more is unloaded or
+stopped afterwards. A process that dies or hangs is started again with the committed set. Knows digests, names and
+bundle directories; nothing of HTTP, downloads or the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import structlog
+
+from edge_agent.business import sampling_of
+from edge_agent.checks import memory_bytes
+from edge_agent.engine_child import Answer, ChildSettings, EngineChild
+from edge_agent.engine_wire import Prompt
+from edge_agent.errors import AgentError, EngineGoneError, NotServingError, TransientError
+from edge_agent.protocol import DesiredState, Problem, ReleaseRef
+from edge_agent.schedule import Backoff
+from edge_agent.store import Store
+from engine.artifact import AdapterManifest, Manifest
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class HostSettings:
+    """Limits and patience."""
+
+    child: ChildSettings
+    max_in_flight: int = 64
+    ready_wait_s: float = 5.0
+    drain_timeout_s: float = 120.0
+    restart: Backoff = field(default_factory=lambda: Backoff(0.2, 60.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What a name stands for now: the base alone, or the base with an adapter and its business's sampling."""
+
+    name: str
+    release: ReleaseRef
+    base: ReleaseRef
+    adapter: str | None
+    sampling: Mapping[str, Any]
+    child: EngineChild
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A set on an engine process. Exchanged as a whole, never changed."""
+
+    desired: DesiredState
+    child: EngineChild
+    models: Mapping[str, Model]
+    since_s: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def adapters(self) -> frozenset[str]:
+        """Digests of the set's adapters."""
+        return frozenset(ref.digest for ref in self.desired.adapters)
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A set on trial. `served` is None for the empty set."""
+
+    desired: DesiredState
+    served: Served | None
+
+
+class Host:
+    """Serves the committed set, and stages the next."""
+
+    def __init__(self, store: Store, settings: HostSettings) -> None:
+        self.on_damage: Callable[[DesiredState], None] = lambda _: None
+        self.num_restarts = 0
+        self.problem: Problem | None = None
+        self._store = store
+        self._settings = settings
+        self._committed: DesiredState | None = None
+        self._served: Served | None = None
+        self._staged: Staged | None = None
+        self._children: set[EngineChild] = set()
+        self._fresh: EngineChild | None = None
+        """A process that was started for a set that is not active yet."""
+        self._ready = asyncio.Event()
+        self._revival: asyncio.Task[None] | None = None
+        self._background: set[asyncio.Task[None]] = set()
+
+    @property
+    def served(self) -> Served | None:
+        """What answers requests now; None while nothing does."""
+        return self._served
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests on the process that serves."""
+        return self._served.child.num_in_flight if self._served else 0
+
+    def start(self, committed: DesiredState | None) -> None:
+        """Begin to serve a set that was committed before; comes up in the background."""
+        self._committed = committed
+        if committed and committed.base:
+            self._revive()
+
+    async def resolve(self, name: str) -> Model | None:
+        """What a model's name stands for, None if it is none of ours; waits a moment for an engine that is starting."""
+        if self._committed is None or self._committed.base is None:
+            raise NotServingError("no model is active on this device yet: roll one out to it", retry_after_s=10)
+        if self._served is None:
+            await self._wait_until_ready()
+        served = self._served
+        if served is None:
+            raise NotServingError("the engine is starting: try again in a moment", retry_after_s=2)
+        return served.models.get(name)
+
+    def submit(self, model: Model, prompt: Prompt, sampling: Mapping[str, Any]) -> Answer:
+        """Start a request; raises `NotServingError` if there are too many."""
+        if model.child.num_in_flight >= self._settings.max_in_flight:
+            raise NotServingError(
+                f"{model.child.num_in_flight} requests are in flight already: try again in a moment",
+                code="queue_full",
+                retry_after_s=1,
+            )
+        return model.child.submit(prompt, adapter=model.adapter, sampling=sampling)
+
+    async def stage(self, desired: DesiredState) -> None:
+        """Make a set ready to be probed; the served one goes on, unless memory has no room for two bases."""
+        if desired.base is None:
+            self._staged = Staged(desired, None)
+            return
+        child = await self._child_running(desired.base) or await self._start_fresh(desired, desired.base)
+        staged = self._served_on(child, desired)
+        self._staged = Staged(desired, staged)
+        await self._load_adapters(child, desired)
+
+    @property
+    def staged(self) -> Staged | None:
+        """The set on trial."""
+        return self._staged
+
+    async def activate(self, desired: DesiredState) -> None:
+        """Serve the set that was journalled as committed; on the staged process if it still lives."""
+        staged, old = self._staged, self._served
+        if staged is None and self._committed == desired:
+            return  # after a restart: `start` has begun already
+        self._committed, self._staged, self._fresh = desired, None, None
+        await self._stop_reviving()
+        if staged and staged.desired == desired and (staged.served is None or staged.served.child.is_alive):
+            self._exchange(staged.served)
+        else:
+            self._exchange(None)
+            self.start(desired)
+        if old and not (self._served and self._served.child is old.child):
+            self._spawn(self._retire(old.child))
+        if self._served:
+            self._spawn(self._tidy(self._served.child))
+
+    async def discard(self) -> None:
+        """Forget the staged set and see to it that the committed one is served."""
+        self._staged = None
+        fresh, self._fresh = self._fresh, None
+        if fresh:
+            await fresh.stop()
+        if self._served:
+            self._spawn(self._tidy(self._served.child))
+        elif self._committed and self._committed.base and not self._is_reviving:
+            self._revive()
+
+    async def stop(self) -> None:
+        """Stop all processes; requests in flight get a clean error."""
+        await self._stop_reviving()
+        children = [child for child in (self._fresh, self._served.child if self._served else None) if child]
+        self._committed, self._fresh = None, None
+        self._exchange(None)
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, *(child.stop() for child in children), return_exceptions=True)
+
+    def digests_in_use(self) -> set[str]:
+        """Releases whose files an engine process may still read, those on their way out included."""
+        return {digest for child in self._children for digest in (child.base, *child.loaded)}
+
+    # Staging
+
+    async def _child_running(self, base: ReleaseRef) -> EngineChild | None:
+        """The process that serves, if it runs on this base; one that is just starting is waited for."""
+        if (
+            self._committed
+            and self._committed.base
+            and self._committed.base.digest == base.digest
+            and self._is_reviving
+        ):
+            await self._wait_until_ready()
+        child = self._served.child if self._served else None
+        return child if child and child.is_alive and child.base == base.digest else None
+
+    async def _start_fresh(self, desired: DesiredState, base: ReleaseRef) -> EngineChild:
+        """A second process for a new base; the first one goes before, if memory doesn't hold both."""
+        if not self._has_memory_for(desired):
+            await self._make_way()
+        self._fresh = await self._start_child(base)
+        return self._fresh
+
+    async def _make_way(self) -> None:
+        """Stop what is served; until the next set is up, or this one again, requests are told to come back."""
+        await self._stop_reviving()
+        if self._served:
+            log.warning("host.no_room_for_two_bases", revision=self._served.desired.revision)
+            old = self._served.child
+            self._exchange(None)
+            await asyncio.shield(self._spawn(self._retire(old)))
+
+    def _has_memory_for(self, desired: DesiredState) -> bool:
+        return memory_bytes(self._manifests(desired)) <= int(psutil.virtual_memory().available)
+
+    def _manifests(self, desired: DesiredState) -> list[Manifest]:
+        found = (self._store.manifest(ref.digest) for ref in desired.releases)
+        return [manifest for manifest in found if manifest]
+
+    async def _load_adapters(self, child: EngineChild, desired: DesiredState) -> None:
+        for ref in desired.adapters:
+            await child.load_adapter(self._store.bundle(ref.digest), ref.digest)
+
+    def _served_on(self, child: EngineChild, desired: DesiredState) -> Served:
+        base = desired.base
+        assert base is not None
+        models = {base.name: Model(base.name, base, base, None, {}, child)}
+        for ref in desired.adapters:
+            manifest = self._store.manifest(ref.digest)
+            sampling = sampling_of(manifest.business) if isinstance(manifest, AdapterManifest) else {}
+            models[ref.name] = Model(ref.name, ref, base, ref.digest, sampling, child)
+        return Served(desired, child, models)
+
+    # The exchange, and what it leaves behind
+
+    def _exchange(self, served: Served | None) -> None:
+        """The one place where what is served changes."""
+        self._served = served
+        if served:
+            self.problem = None
+            self._ready.set()
+        else:
+            self._ready.clear()
+
+    async def _retire(self, child: EngineChild) -> None:
+        """Stop a process when its last request has ended, or when that takes too long."""
+        try:
+            await asyncio.wait_for(child.drained(), self._settings.drain_timeout_s)
+        except TimeoutError:
+            log.warning("host.drain_timeout", pid=child.pid, in_flight=child.num_in_flight)
+        await child.stop()
+
+    async def _tidy(self, child: EngineChild) -> None:
+        """Unload the adapters that neither the served nor the staged set names, as their requests end."""
+        while child.is_alive and (idle := child.loaded - self._named_on(child)):
+            for digest in sorted(idle):
+                if not child.is_used(digest):
+                    await self._unload(child, digest)
+            if child.loaded - self._named_on(child):
+                await child.change()
+
+    async def _unload(self, child: EngineChild, digest: str) -> None:
+        try:
+            await child.unload_adapter(digest)
+        except TransientError as error:
+            log.warning("host.adapter_in_use", digest=digest, error=str(error))
+            await asyncio.sleep(0.2)
+        except AgentError as error:
+            log.warning("host.unload_failed", digest=digest, error=str(error))
+
+    def _named_on(self, child: EngineChild) -> frozenset[str]:
+        sets = (self._served, self._staged.served if self._staged else None)
+        return frozenset(digest for s in sets if s and s.child is child for digest in s.adapters)
+
+    # Keeping the committed set alive
+
+    async def _start_child(self, base: ReleaseRef) -> EngineChild:
+        child = await EngineChild.start(self._store.bundle(base.digest), self._settings.child, self._child_gone)
+        self._children.add(child)
+        return child
+
+    def _child_gone(self, child: EngineChild) -> None:
+        self._children.discard(child)
+        if self._served and self._served.child is child:
+            log.error("host.engine_gone", pid=child.pid)
+            self.num_restarts += 1
+            self._exchange(None)
+            self._revive()
+
+    @property
+    def _is_reviving(self) -> bool:
+        return self._revival is not None and not self._revival.done()
+
+    def _revive(self) -> None:
+        self._revival = asyncio.create_task(self._bring_up())
+
+    async def _stop_reviving(self) -> None:
+        if self._revival:
+            self._revival.cancel()
+            await asyncio.gather(self._revival, return_exceptions=True)
+            self._revival = None
+
+    async def _bring_up(self) -> None:
+        """Start the committed set, again and again with longer and longer pauses."""
+        num_failures = 0
+        while self._committed and self._committed.base and self._served is None:
+            try:
+                await self._bring_up_once(self._committed, self._committed.base)
+            except AgentError as error:
+                num_failures += 1
+                self._note_failure(self._committed, error)
+                await asyncio.sleep(self._settings.restart.delay_s(num_failures))
+
+    async def _bring_up_once(self, desired: DesiredState, base: ReleaseRef) -> None:
+        child = await self._start_child(base)
+        try:
+            await self._load_adapters(child, desired)
+        except BaseException:
+            await child.stop()
+            raise
+        if not child.is_alive:
+            raise EngineGoneError("the engine died as soon as it was up")
+        self._exchange(self._served_on(child, desired))
+        log.info("host.serving", revision=desired.revision, pid=child.pid, backend=child.backend)
+
+    def _note_failure(self, desired: DesiredState, error: AgentError) -> None:
+        log.warning("host.start_failed", code=error.code, error=str(error))
+        self.problem = error.as_problem()
+        if error.code == "bad_bundle":
+            self.on_damage(desired)
+
+    async def _wait_until_ready(self) -> None:
+        try:
+            await asyncio.wait_for(self._ready.wait(), self._settings.ready_wait_s)
+        except TimeoutError:
+            return
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task

@@ -1,0 +1,314 @@
+"""The device's own OpenAI-compatible API: `model` names an adapter, or the base for the bare base.
+
+    POST /v1/chat/completions   POST /v1/completions   GET /v1/models   GET /v1/models/{name}
+    GET /health   GET /metrics   GET /socle/status
+
+Turns documents into requests to the host and pieces into documents; knows nothing of updates. A client that goes away
+ends its request. Errors have OpenAI's form; what is worth trying again comes as 503 with Retry-After.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from edge_agent import openai_responses as documents
+from edge_agent.engine_child import Answer
+from edge_agent.engine_wire import Piece, Timing
+from edge_agent.errors import AgentError, EngineRefusedError, TransientError, UserError
+from edge_agent.host import Host, Model
+from edge_agent.openai_requests import Asked, BadRequestError, parse_chat, parse_completion
+from edge_agent.recorder import Outcome, Recorder
+from edge_agent.tool_calls import ToolCall, parse_tool_calls
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+MAX_BODY_BYTES = 8 << 20
+_CLIENT_CLOSED_REQUEST = 499
+_CLIENTS_FAULT = frozenset({"invalid_input", "unsupported_input", "context_length_exceeded"})
+
+T = TypeVar("T")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; raises `UserError` if the port is taken. Port 0 takes any free one."""
+    try:
+        return socket.create_server((host, port), reuse_port=False)
+    except OSError as error:
+        raise UserError(
+            f"the local API can't listen on {host}:{port} ({error.strerror}): choose another --api-port, 0 takes any"
+        ) from error
+
+
+def allowed_hosts(host: str) -> tuple[str, ...]:
+    """Names to call the API by; on loopback only these, so that no web page reaches it by a name of its own."""
+    return _LOOPBACK if host in _LOOPBACK else ("*",)
+
+
+class ClientGoneError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+@dataclass(slots=True)
+class Reply:
+    """An answer under way: iterates over its pieces, and sees to it that its end is recorded exactly once."""
+
+    asked: Asked
+    model: Model
+    answer: Answer
+    recorder: Recorder
+    finish_reason: str | None = None
+    timing: Timing | None = None
+    outcome: Outcome = Outcome.CANCELLED
+    is_closed: bool = False
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        try:
+            async for piece in self.answer:
+                if piece.finish_reason:
+                    self.finish_reason, self.timing, self.outcome = piece.finish_reason, piece.timing, Outcome.FINISHED
+                yield piece
+        except AgentError:
+            self.outcome = Outcome.FAILED
+            raise
+
+    def extra(self) -> documents.Extra:
+        """The figures of the finished answer."""
+        return documents.Extra(self.model, self.timing or Timing(0, 0, 0.0, 0.0, 0.0))
+
+    def close(self) -> None:
+        """Give up what has not come yet."""
+        if not self.is_closed:
+            self.is_closed = True
+            self.answer.close()
+            self.recorder.request_ended(self.model, self.outcome, self.timing)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events of one reply, which is closed whatever happens to the connection."""
+
+    def __init__(self, events: AsyncIterator[bytes], reply: Reply) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._reply = reply
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._reply.close()
+
+
+class LocalApi:
+    """The routes and what they need."""
+
+    def __init__(self, host: Host, recorder: Recorder, status: Callable[[], Mapping[str, Any]]) -> None:
+        self._host = host
+        self._recorder = recorder
+        self._status = status
+
+    def app(self, *, allowed_hosts: tuple[str, ...]) -> Starlette:
+        """The ASGI application. `allowed_hosts` keeps web pages from reaching it through names of their own."""
+        return Starlette(
+            routes=[
+                Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
+                Route("/v1/completions", self.completions, methods=["POST"]),
+                Route("/v1/models", self.models),
+                Route("/v1/models/{name}", self.model),
+                Route("/health", self.health),
+                Route("/metrics", self.metrics),
+                Route("/socle/status", self.status),
+            ],
+            middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts))],
+            exception_handlers={
+                BadRequestError: _bad_request,
+                AgentError: _agent_error,
+                HTTPException: _http_error,
+                ClientGoneError: _client_gone,
+            },
+        )
+
+    async def chat_completions(self, request: Request) -> Response:
+        """`POST /v1/chat/completions`."""
+        return await self._reply_to(request, parse_chat(await _body(request)))
+
+    async def completions(self, request: Request) -> Response:
+        """`POST /v1/completions`."""
+        return await self._reply_to(request, parse_completion(await _body(request)))
+
+    async def models(self, _request: Request) -> Response:
+        """`GET /v1/models`."""
+        served = self._host.served
+        data = [documents.model_document(model, served.since_s) for model in served.models.values()] if served else []
+        return JSONResponse({"object": "list", "data": data})
+
+    async def model(self, request: Request) -> Response:
+        """`GET /v1/models/{name}`."""
+        served, name = self._host.served, request.path_params["name"]
+        if served is None or name not in served.models:
+            raise _unknown_model(name)
+        return JSONResponse(documents.model_document(served.models[name], served.since_s))
+
+    async def health(self, _request: Request) -> Response:
+        """200 if requests are answered, else 503."""
+        if self._host.served:
+            return JSONResponse({"status": "ok"})
+        problem = self._host.problem
+        return JSONResponse(
+            {"status": "not_serving", "problem": problem and problem.code},
+            status_code=503,
+            headers={"Retry-After": "2"},
+        )
+
+    async def metrics(self, _request: Request) -> Response:
+        """Prometheus's text format."""
+        self._recorder.look_at(self._host)
+        return Response(self._recorder.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def status(self, _request: Request) -> Response:
+        """What `python -m edge_agent status` shows."""
+        return JSONResponse(dict(self._status()))
+
+    async def _reply_to(self, request: Request, asked: Asked) -> Response:
+        model = await self._host.resolve(asked.model)
+        if model is None:
+            raise _unknown_model(asked.model)
+        # No await up to here from `resolve`: the adapter can't be unloaded before the request counts as in flight.
+        answer = self._host.submit(model, asked.prompt, {**model.sampling, **asked.sampling})
+        reply = Reply(asked, model, answer, self._recorder)
+        if asked.stream:
+            return await _stream(request, reply)
+        with closing(reply):
+            return await _unless_gone(request, _whole(reply))
+
+
+async def _whole(reply: Reply) -> Response:
+    text = "".join([piece.text async for piece in reply])
+    calls: list[ToolCall] = []
+    finish_reason = reply.finish_reason
+    if reply.asked.parses_tool_calls:
+        text, calls = parse_tool_calls(text)
+        finish_reason = "tool_calls" if calls else finish_reason
+    return JSONResponse(documents.completion(reply.asked, text, calls, finish_reason, reply.extra()))
+
+
+async def _stream(request: Request, reply: Reply) -> Response:
+    """Waits for the first piece, so that whatever is wrong from the start gets a status code of its own."""
+    pieces = aiter(reply)
+    try:
+        first = await _unless_gone(request, anext(pieces))
+    except BaseException:
+        reply.close()
+        raise
+    return EventStream(_events(reply, first, pieces), reply)
+
+
+async def _events(reply: Reply, first: Piece, pieces: AsyncIterator[Piece]) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in _chunks(reply, first, pieces):
+            yield _event(chunk)
+    except AgentError as error:
+        yield _event(documents.error_document(str(error), kind="server_error", code=error.code))
+    yield b"data: [DONE]\n\n"
+
+
+async def _chunks(reply: Reply, first: Piece, pieces: AsyncIterator[Piece]) -> AsyncIterator[dict[str, Any]]:
+    asked, held = reply.asked, ""
+    for chunk in documents.first_chunk(asked):
+        yield chunk
+    piece: Piece | None = first
+    while piece is not None:
+        if asked.parses_tool_calls:
+            held += piece.text  # a call can only be read when it is whole
+        elif piece.text:
+            yield documents.text_chunk(asked, piece.text)
+        piece = await anext(pieces, None)
+    text, calls = parse_tool_calls(held) if held else ("", [])
+    if text:
+        yield documents.text_chunk(asked, text)
+    if calls:
+        yield documents.tool_calls_chunk(asked, calls)
+    for chunk in documents.last_chunks(asked, "tool_calls" if calls else reply.finish_reason, reply.extra()):
+        yield chunk
+
+
+def _event(document: Mapping[str, Any]) -> bytes:
+    return b"data: " + json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+async def _body(request: Request) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise BadRequestError(f"the body is longer than {MAX_BODY_BYTES} bytes", code="too_large", status=413)
+    return bytes(body)
+
+
+async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """The work's result; raises `ClientGoneError`, and cancels the work, if the client leaves first."""
+    task, gone = asyncio.ensure_future(work), asyncio.create_task(_disconnect(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGoneError
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+# Errors
+
+
+def _unknown_model(name: str) -> BadRequestError:
+    message = f"the model {name!r:.120} is not on this device: GET /v1/models lists what is"
+    return BadRequestError(message, param="model", code="model_not_found", status=404)
+
+
+async def _bad_request(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, BadRequestError)
+    document = documents.error_document(str(error), kind="invalid_request_error", code=error.code, param=error.param)
+    return JSONResponse(document, status_code=error.status)
+
+
+async def _agent_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, AgentError)
+    if isinstance(error, EngineRefusedError) and error.code in _CLIENTS_FAULT:
+        document = documents.error_document(str(error), kind="invalid_request_error", code=error.code)
+        return JSONResponse(document, status_code=400)
+    document = documents.error_document(str(error), kind="server_error", code=error.code)
+    if isinstance(error, TransientError):
+        headers = {"Retry-After": str(math.ceil(error.retry_after_s or 1))}
+        return JSONResponse(document, status_code=503, headers=headers)
+    return JSONResponse(document, status_code=500)
+
+
+async def _http_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    document = documents.error_document(error.detail, kind="invalid_request_error", code=None)
+    return JSONResponse(document, status_code=error.status_code, headers=error.headers)
+
+
+async def _client_gone(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)

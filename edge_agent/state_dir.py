@@ -1,0 +1,91 @@
+"""The agent's state directory: where each thing lies in it, and that only one agent holds it at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_agent.errors import AlreadyRunningError, UserError
+
+
+@dataclass(frozen=True, slots=True)
+class StateDir:
+    """Paths under one root."""
+
+    root: Path
+
+    @property
+    def key(self) -> Path:
+        """The device's private key, mode 600."""
+        return self.root / "device.key"
+
+    @property
+    def identity(self) -> Path:
+        """Who the device is."""
+        return self.root / "identity.json"
+
+    @property
+    def status(self) -> Path:
+        """What the agent last said of itself."""
+        return self.root / "status.json"
+
+    @property
+    def api(self) -> Path:
+        """Where the local API listens."""
+        return self.root / "run" / "api.json"
+
+    @property
+    def spool(self) -> Path:
+        """Telemetry that waits to be sent."""
+        return self.root / "spool"
+
+    def make(self) -> None:
+        """Create the directory; raises `UserError` if that can't be done."""
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.api.parent.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.root} can't be made ({error.strerror}): choose another --state-dir") from error
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the directory; raises `AlreadyRunningError` if another process does. A kill lets go of it."""
+        descriptor = self._open_lock()
+        try:
+            if not _try_lock(descriptor):
+                pid = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+                raise AlreadyRunningError(
+                    f"an agent (process {pid or 'unknown'}) already runs on {self.root}: "
+                    "stop it, or give this one a --state-dir of its own"
+                )
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def is_held(self) -> bool:
+        """Whether an agent runs on this directory."""
+        if not (self.root / "agent.lock").exists():
+            return False
+        descriptor = self._open_lock()
+        try:
+            return not _try_lock(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _open_lock(self) -> int:
+        # Python opens it as not inheritable: an engine process never keeps the lock alive.
+        return os.open(self.root / "agent.lock", os.O_RDWR | os.O_CREAT, 0o600)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

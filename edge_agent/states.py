@@ -1,0 +1,175 @@
+"""The update machine as data: states, events, transitions, and where a restart resumes.
+
+Pure: values in, values out. Knows nothing of disks, networks or engines; `edge_agent.updater` performs the effect of
+each state and feeds the event that it posts to `advance`. The states themselves are on the wire, see
+`protocol.UpdateState`.
+
+    idle -> fetching -> admitting -> downloading -> verifying -> switching -> probing -> committed -> idle
+                 any step before switching -> failed          switching, probing -> rolling_back -> failed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from edge_agent.protocol import DesiredState, Problem, UpdateState
+
+State = UpdateState
+
+MAX_RESUMPTIONS = 3
+MAX_ATTEMPTS = 5
+
+
+class Event(StrEnum):
+    """What an effect, the server or the clock has to say."""
+
+    WANTED = "wanted"
+    SUPERSEDED = "superseded"
+    FETCHED = "fetched"
+    ADMITTED = "admitted"
+    DOWNLOADED = "downloaded"
+    VERIFIED = "verified"
+    SWITCHED = "switched"
+    PROBED = "probed"
+    SETTLED = "settled"
+    GAVE_UP = "gave_up"
+    ROLLED_BACK = "rolled_back"
+    CLEARED = "cleared"
+    RETRY = "retry"
+
+
+TRANSITIONS: Mapping[State, Mapping[Event, State]] = {
+    State.IDLE: {Event.WANTED: State.FETCHING},
+    State.FETCHING: {
+        Event.FETCHED: State.ADMITTING,
+        Event.SUPERSEDED: State.FETCHING,
+        Event.GAVE_UP: State.FAILED,
+    },
+    State.ADMITTING: {
+        Event.ADMITTED: State.DOWNLOADING,
+        Event.SUPERSEDED: State.FETCHING,
+        Event.GAVE_UP: State.FAILED,
+    },
+    State.DOWNLOADING: {
+        Event.DOWNLOADED: State.VERIFYING,
+        Event.SUPERSEDED: State.FETCHING,
+        Event.GAVE_UP: State.FAILED,
+    },
+    State.VERIFYING: {
+        Event.VERIFIED: State.SWITCHING,
+        Event.SUPERSEDED: State.FETCHING,
+        Event.GAVE_UP: State.FAILED,
+    },
+    State.SWITCHING: {
+        Event.SWITCHED: State.PROBING,
+        Event.SUPERSEDED: State.ROLLING_BACK,
+        Event.GAVE_UP: State.ROLLING_BACK,
+    },
+    State.PROBING: {
+        Event.PROBED: State.COMMITTED,
+        Event.SUPERSEDED: State.ROLLING_BACK,
+        Event.GAVE_UP: State.ROLLING_BACK,
+    },
+    State.COMMITTED: {Event.SETTLED: State.IDLE},
+    State.ROLLING_BACK: {Event.ROLLED_BACK: State.FAILED, Event.CLEARED: State.IDLE},
+    State.FAILED: {Event.WANTED: State.FETCHING, Event.RETRY: State.FETCHING},
+}
+
+RESUME: Mapping[State, State] = {
+    State.IDLE: State.IDLE,
+    State.FETCHING: State.FETCHING,
+    State.ADMITTING: State.FETCHING,
+    State.DOWNLOADING: State.FETCHING,
+    State.VERIFYING: State.FETCHING,
+    State.SWITCHING: State.SWITCHING,
+    State.PROBING: State.SWITCHING,
+    State.COMMITTED: State.COMMITTED,
+    State.ROLLING_BACK: State.ROLLING_BACK,
+    State.FAILED: State.FAILED,
+}
+"""Where the agent goes on after it was killed in a state.
+
+Downloads pass admission again, since the disk may have filled up; what is on disk already costs nothing. Whatever was
+staged died with the engine process.
+"""
+
+RISKY = frozenset({State.SWITCHING, State.PROBING})
+"""States in which a release may take the device down: resuming them is counted, so that a reboot loop ends."""
+
+
+class RefusedTransitionError(RuntimeError):
+    """An effect posted an event that its state does not list: a bug of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """An event with what it brings along."""
+
+    event: Event
+    target: DesiredState | None = None
+    problem: Problem | None = None
+    retryable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """All that the machine must know after a power loss; `edge_agent.journal` keeps it.
+
+    served: the desired state that was reached last, which is what the device serves. target: the one being worked on.
+    attempt counts tries of the target after transient failures, resumptions those after restarts in a risky state.
+    """
+
+    state: State = State.IDLE
+    served: DesiredState | None = None
+    target: DesiredState | None = None
+    problem: Problem | None = None
+    retryable: bool = False
+    attempt: int = 0
+    resumptions: int = 0
+
+
+def advance(entry: Entry, happening: Happening) -> Entry:
+    """The entry after an event; raises `RefusedTransitionError` where the table lists none."""
+    state = TRANSITIONS[entry.state].get(happening.event)
+    if state is None:
+        raise RefusedTransitionError(f"{happening.event} in state {entry.state}")
+    entry = replace(entry, state=state)
+    match happening.event:
+        case Event.WANTED:
+            return _taken_up(entry, happening.target)
+        case Event.SUPERSEDED:
+            return _taken_up(entry, happening.target) if state is State.FETCHING else replace(entry, problem=None)
+        case Event.GAVE_UP:
+            return replace(entry, problem=happening.problem, retryable=happening.retryable)
+        case Event.PROBED:
+            return replace(entry, served=entry.target, problem=None, attempt=0, resumptions=0)
+        case Event.RETRY:
+            return replace(entry, problem=None, attempt=entry.attempt + 1, resumptions=0)
+        case _:
+            return entry
+
+
+def _taken_up(entry: Entry, target: DesiredState | None) -> Entry:
+    return replace(entry, target=target, problem=None, retryable=False, attempt=0, resumptions=0)
+
+
+def resume(entry: Entry) -> Entry:
+    """The entry to start from after a restart."""
+    if entry.state not in RISKY:
+        return replace(entry, state=RESUME[entry.state])
+    if entry.resumptions < MAX_RESUMPTIONS:
+        return replace(entry, state=RESUME[entry.state], resumptions=entry.resumptions + 1)
+    problem = Problem(
+        "restarted_too_often",
+        f"The agent was restarted {entry.resumptions + 1} times while it tried this revision: "
+        "look at the device's memory and its system log, then roll out another revision.",
+        {"state": entry.state},
+    )
+    return replace(entry, state=State.ROLLING_BACK, problem=problem, retryable=False)
+
+
+def may_retry(entry: Entry) -> bool:
+    """Whether a failed target shall be tried once more without the server asking for it."""
+    return entry.state is State.FAILED and entry.retryable and entry.attempt < MAX_ATTEMPTS

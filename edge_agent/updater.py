@@ -1,0 +1,285 @@
+"""Drives the update machine: performs the effect of each state, journals what it led to, and tells who listens.
+
+Effects post events and never pick the next state; `edge_agent.states` does. A newer desired state interrupts an effect
+wherever the table lists `SUPERSEDED`. Knows the steps of an update, nothing of polling or reports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+import structlog
+
+from edge_agent import checks
+from edge_agent.client import FleetClient
+from edge_agent.errors import AgentError, TransientError
+from edge_agent.fetcher import Fetcher, Pace, RetryBudget
+from edge_agent.host import Host, Served
+from edge_agent.journal import Journal
+from edge_agent.probe import Trial, probe
+from edge_agent.protocol import DesiredState, Problem, Progress
+from edge_agent.schedule import Backoff
+from edge_agent.states import TRANSITIONS, Entry, Event, Happening, State, advance, may_retry, resume
+from edge_agent.store import Store
+from engine.artifact import Manifest
+from engine.errors import BundleError
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class UpdaterSettings:
+    """Patience and reserves."""
+
+    disk_reserve_bytes: int = 256 << 20
+    probe_timeout_s: float = 120.0
+    retry: Backoff = field(default_factory=lambda: Backoff(5.0, 600.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Those who do the work."""
+
+    journal: Journal
+    store: Store
+    client: FleetClient
+    fetcher: Fetcher
+    host: Host
+    total_memory_bytes: Callable[[], int]
+
+
+class Updater:
+    """Takes the device from the set that it serves to the one that is wanted."""
+
+    def __init__(self, parts: Parts, settings: UpdaterSettings) -> None:
+        self.on_change: Callable[[Entry], None] = lambda _: None
+        self.progress: Progress | None = None
+        self._parts = parts
+        self._settings = settings
+        self._entry = resume(parts.journal.read())
+        self._wanted = self._entry.served if self._entry.state is State.IDLE else self._entry.target
+        self._poked = asyncio.Event()
+        self._effects: Mapping[State, Callable[[], Awaitable[Happening]]] = {
+            State.IDLE: self._wait_for_work,
+            State.FETCHING: self._fetch_manifests,
+            State.ADMITTING: self._admit,
+            State.DOWNLOADING: self._download,
+            State.VERIFYING: self._verify,
+            State.SWITCHING: self._switch,
+            State.PROBING: self._probe,
+            State.COMMITTED: self._settle,
+            State.ROLLING_BACK: self._roll_back,
+            State.FAILED: self._wait_for_change_of_mind,
+        }
+
+    @property
+    def entry(self) -> Entry:
+        """Where the machine is."""
+        return self._entry
+
+    def want(self, desired: DesiredState) -> None:
+        """Hear what the server wants; an older revision than one heard before is not listened to."""
+        if self._wanted and desired.revision < self._wanted.revision:
+            log.warning("update.stale_desired_state", revision=desired.revision, known=self._wanted.revision)
+            return
+        if self._wanted is None or desired.revision > self._wanted.revision:
+            log.info("update.wanted", revision=desired.revision)
+            self._wanted = desired
+            self._poked.set()
+
+    def poke(self) -> None:
+        """Look again at whether there is work, for instance after a bundle was found damaged."""
+        self._poked.set()
+
+    async def run(self) -> None:
+        """For ever."""
+        await self._journal()
+        while True:
+            happening = await self._perform()
+            self._entry = advance(self._entry, happening)
+            await self._journal()
+            log.info("update.state", state=self._entry.state, after=happening.event, **self._ids())
+            self.on_change(self._entry)
+
+    async def _journal(self) -> None:
+        """Nothing goes on before the journal knows; a disk that takes no more bytes must not end the serving."""
+        for num_failures in itertools.count(1):
+            try:
+                self._parts.journal.write(self._entry)
+            except OSError as error:
+                log.warning("journal.not_written", error=str(error))
+                await asyncio.sleep(self._settings.retry.delay_s(num_failures))
+            else:
+                return
+
+    def collect_garbage(self) -> None:
+        """Remove bundles that nobody needs any more; only while no update is under way."""
+        if self._entry.state in (State.IDLE, State.FAILED):
+            self._parts.store.collect(keep=self._digests_in_use())
+
+    def _ids(self) -> dict[str, object]:
+        problem = self._entry.problem
+        return {"target": self._entry.target and self._entry.target.revision, "problem": problem and problem.code}
+
+    async def _perform(self) -> Happening:
+        """The event that ends the present state: its effect's, or that something newer is wanted."""
+        effect = asyncio.ensure_future(self._caught(self._effects[self._entry.state]))
+        if Event.SUPERSEDED not in TRANSITIONS[self._entry.state]:
+            return await effect
+        newer = asyncio.create_task(self._superseded())
+        try:
+            await asyncio.wait({effect, newer}, return_when=asyncio.FIRST_COMPLETED)
+            if effect.done():
+                return effect.result()
+            return Happening(Event.SUPERSEDED, target=self._wanted)
+        finally:
+            for task in (effect, newer):
+                task.cancel()
+            await asyncio.gather(effect, newer, return_exceptions=True)
+
+    async def _superseded(self) -> None:
+        while self._wanted == self._entry.target:
+            await self._poke_or(None)
+
+    async def _caught(self, effect: Callable[[], Awaitable[Happening]]) -> Happening:
+        """Whatever goes wrong in an effect becomes an event with a reason code."""
+        try:
+            return await effect()
+        except (AgentError, BundleError) as error:
+            problem = error.as_problem() if isinstance(error, AgentError) else Problem(error.code, str(error))
+            return Happening(Event.GAVE_UP, problem=problem, retryable=isinstance(error, TransientError))
+        except OSError as error:
+            problem = Problem("disk_error", f"{error}: look at the device's disk and its free space")
+            return Happening(Event.GAVE_UP, problem=problem, retryable=True)
+        except Exception as error:
+            if Event.GAVE_UP not in TRANSITIONS[self._entry.state]:
+                raise
+            log.exception("update.bug", state=self._entry.state)
+            detail = f"{type(error).__name__}: {error}. This is a bug of the agent: look at its log and report it."
+            return Happening(Event.GAVE_UP, problem=Problem("internal_error", detail), retryable=True)
+
+    # Effects, in the order of the machine
+
+    async def _wait_for_work(self) -> Happening:
+        while not self._has_work():
+            await self._poke_or(None)
+        return Happening(Event.WANTED, target=self._wanted)
+
+    def _has_work(self) -> bool:
+        if self._wanted is None:
+            return False
+        is_whole = all(self._parts.store.holds(ref.digest) for ref in self._wanted.releases)
+        return self._wanted != self._entry.served or not is_whole
+
+    async def _fetch_manifests(self) -> Happening:
+        """Manifests that are here already are not asked for again."""
+        budget = RetryBudget(self._parts.fetcher.policy)
+        for ref in self._target.releases:
+            while self._parts.store.manifest(ref.digest) is None:
+                try:
+                    self._parts.store.begin(ref.digest, await self._parts.client.manifest(ref.digest))
+                except TransientError as error:
+                    await budget.spend(error)
+        return Happening(Event.FETCHED)
+
+    async def _admit(self) -> Happening:
+        """All that can be known to go wrong goes wrong here, before the first byte of payload."""
+        store, manifests = self._parts.store, self._manifests()
+        checks.check_set(self._target, manifests)
+        store.collect(keep=self._digests_in_use())
+        missing = sum(store.missing_bytes(digest, manifest) for digest, manifest in manifests.items())
+        room = checks.Room(store.free_bytes(), self._settings.disk_reserve_bytes, self._parts.total_memory_bytes())
+        checks.check_room(self._target, manifests, missing, room)
+        return Happening(Event.ADMITTED)
+
+    async def _download(self) -> Happening:
+        manifests = self._manifests()
+        total = sum(entry.size_bytes for manifest in manifests.values() for entry in manifest.files)
+        missing = sum(self._parts.store.missing_bytes(d, m) for d, m in manifests.items())
+        self.progress = Progress(total - missing, total)
+        pace = Pace(self._target.limits.download_bytes_per_s)
+        try:
+            for digest, manifest in manifests.items():
+                await self._parts.fetcher.fetch(digest, manifest, pace, self._count_bytes)
+        finally:
+            self.progress = None
+        return Happening(Event.DOWNLOADED)
+
+    def _count_bytes(self, num_bytes: int) -> None:
+        assert self.progress is not None
+        self.progress = Progress(self.progress.done_bytes + num_bytes, self.progress.total_bytes)
+
+    async def _verify(self) -> Happening:
+        for ref in self._target.releases:
+            try:
+                await asyncio.to_thread(self._parts.store.complete, ref.digest)
+            except BundleError as error:  # right when it came, wrong now: the disk's fault, so fetch it again
+                raise TransientError(str(error), code=error.code) from error
+        return Happening(Event.VERIFIED)
+
+    async def _switch(self) -> Happening:
+        await self._parts.host.stage(self._target)
+        return Happening(Event.SWITCHED)
+
+    async def _probe(self) -> Happening:
+        staged = self._parts.host.staged
+        assert staged is not None
+        if staged.served:
+            await probe(self._trials(staged.served), timeout_s=self._settings.probe_timeout_s)
+        return Happening(Event.PROBED)
+
+    def _trials(self, staged: Served) -> list[Trial]:
+        """Every model of the staged set, but for those that run on the very same process already."""
+        now = self._parts.host.served
+        known = {m.adapter for m in now.models.values()} if now and now.child is staged.child else set()
+        fresh = [model for model in staged.models.values() if model.adapter not in known]
+        return [Trial(model, self._parts.store.manifest(model.release.digest)) for model in fresh]
+
+    async def _settle(self) -> Happening:
+        """The journal names the new set by now: serve it."""
+        await self._parts.host.activate(self._target)
+        return Happening(Event.SETTLED)
+
+    async def _roll_back(self) -> Happening:
+        await self._parts.host.discard()
+        return Happening(Event.ROLLED_BACK if self._entry.problem else Event.CLEARED)
+
+    async def _wait_for_change_of_mind(self) -> Happening:
+        """A failed revision stays failed until a newer one comes; what may have been bad luck is tried a few times."""
+        delay_s = self._settings.retry.delay_s(self._entry.attempt + 1) if may_retry(self._entry) else None
+        deadline_s = None if delay_s is None else asyncio.get_running_loop().time() + delay_s
+        while self._wanted is None or self._wanted == self._entry.target:
+            if not await self._poke_or(deadline_s):
+                return Happening(Event.RETRY)
+        return Happening(Event.WANTED, target=self._wanted)
+
+    # What effects share
+
+    @property
+    def _target(self) -> DesiredState:
+        assert self._entry.target is not None
+        return self._entry.target
+
+    def _manifests(self) -> dict[str, Manifest]:
+        """The target's manifests; `_fetch_manifests` has brought them all."""
+        found = {ref.digest: self._parts.store.manifest(ref.digest) for ref in self._target.releases}
+        if lost := [digest for digest, manifest in found.items() if manifest is None]:
+            raise TransientError(f"the manifest of {lost[0][:12]} is gone from the disk", code="disk_error")
+        return {digest: manifest for digest, manifest in found.items() if manifest}
+
+    def _digests_in_use(self) -> set[str]:
+        sets = (self._entry.served, self._entry.target)
+        return self._parts.host.digests_in_use() | {ref.digest for s in sets if s for ref in s.releases}
+
+    async def _poke_or(self, deadline_s: float | None) -> bool:
+        """Wait to be poked; False if the deadline of the loop's clock came first."""
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                await self._poked.wait()
+        except TimeoutError:
+            return False
+        self._poked.clear()
+        return True
