@@ -127,6 +127,15 @@ class UploadOffsetMismatchError(ApiError):
     default_hint = "Send the bytes from Upload-Offset on."
 
 
+class TooManyBytesError(ApiError):
+    """More bytes than the upload announced; those of this request are thrown away."""
+
+    status = 413
+    code = "too_many_bytes"
+    title = "More bytes than announced"
+    default_hint = "HEAD the upload for its offset and send only what is missing; size_bytes is the archive's size."
+
+
 class UploadIncompleteError(ApiError):
     """`finish` came before the last byte."""
 
@@ -197,3 +206,12 @@ class PublicationNotFoundError(ApiError):
     code = "publication_not_found"
     title = "No such publication"
     default_hint = "GET /api/v1/publications lists them."
+
+
+class InvalidAliasError(ApiError):
+    """The text cannot be an alias: no name, or one that could be a version."""
+
+    status = 422
+    code = "invalid_alias"
+    title = "Not an alias"
+    default_hint = "Use lower-case letters, digits and single dashes, for instance stable or canary; no version."

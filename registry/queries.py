@@ -23,6 +23,7 @@ from registry.states import UNFINISHED
 from registry.versions import is_version
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_REFERENCE = re.compile(r"[0-9A-Za-z._@-]{1,160}")
 
 
 def releases(
@@ -32,7 +33,7 @@ def releases(
     wanted = {"artifact__kind": kind, "artifact__name": name, "state": state}
     found = Release.objects.filter(**{field: value for field, value in wanted.items() if value})
     if search:
-        found = found.filter(_mentions(search))
+        found = found.filter(mentions(search))
     return _with_context(found).order_by("-published_at", "-pk")
 
 
@@ -50,7 +51,7 @@ def resolve_release(ref: str, *, kind: str | None = None) -> Release:
 
 def find_release(ref: str, *, kind: str | None = None) -> Release:
     """The release that the reference names, yanked or not, to look at it. Raises `ReleaseNotFoundError`."""
-    candidates = Release.objects.filter(_reference(ref))
+    candidates = Release.objects.filter(_reference(ref)) if _REFERENCE.fullmatch(ref) else Release.objects.none()
     if kind:
         candidates = candidates.filter(artifact__kind=kind)
     # Several only for a digest (one that is not yanked goes first) and a bare name (final before pre-release).
@@ -63,10 +64,32 @@ def find_release(ref: str, *, kind: str | None = None) -> Release:
 
 def adapters_fitting(base: Release) -> QuerySet[Release]:
     """Published adapters made for this base's content, whatever name it has, newest first."""
-    fitting = Release.objects.filter(
-        artifact__kind=ArtifactKind.ADAPTER, base__digest=base.digest, state=ReleaseState.PUBLISHED
+    return _with_context(Release.objects.filter(fits(base), state=ReleaseState.PUBLISHED)).order_by(
+        "-published_at", "-pk"
     )
-    return _with_context(fitting).order_by("-published_at", "-pk")
+
+
+def fits(base: Release) -> Q:
+    """Condition on releases: an adapter for this base's content."""
+    return Q(artifact__kind=ArtifactKind.ADAPTER, base__digest=base.digest)
+
+
+def mentions(words: str) -> Q:
+    """Condition on releases: every word stands in name, description, version or notes."""
+    wanted = Q()
+    for word in words.split():
+        wanted &= (
+            Q(artifact__name__icontains=word)
+            | Q(artifact__description__icontains=word)
+            | Q(version__icontains=word)
+            | Q(notes__icontains=word)
+        )
+    return wanted
+
+
+def artifact_mentions(text: str) -> Q:
+    """Condition on artifacts: the text stands in name or description."""
+    return Q(name__icontains=text) | Q(description__icontains=text)
 
 
 def manifest_bytes(release: Release) -> bytes:
@@ -85,7 +108,7 @@ def artifacts(*, kind: str | None = None, search: str = "") -> QuerySet[Artifact
     newest = published.order_by("is_prerelease", "-version_key").values("version")[:1]
     found = Artifact.objects.filter(**({"kind": kind} if kind else {}))
     if search:
-        found = found.filter(Q(name__icontains=search) | Q(description__icontains=search))
+        found = found.filter(artifact_mentions(search))
     return (
         found.annotate(num_releases=Count("releases"), newest_version=Subquery(newest))
         .prefetch_related(Prefetch("aliases", queryset=Alias.objects.select_related("release")))
@@ -155,19 +178,6 @@ def _reference(ref: str) -> Q:
     if is_version(selector):
         return Q(artifact__name=name, version=selector)
     return Q(artifact__name=name, aliases__name=selector)
-
-
-def _mentions(words: str) -> Q:
-    """Every word stands somewhere."""
-    wanted = Q()
-    for word in words.split():
-        wanted &= (
-            Q(artifact__name__icontains=word)
-            | Q(artifact__description__icontains=word)
-            | Q(version__icontains=word)
-            | Q(notes__icontains=word)
-        )
-    return wanted
 
 
 def _with_context(found: QuerySet[Release]) -> QuerySet[Release]:

@@ -4,7 +4,7 @@
     uploads/<id>/        `data`, as far as it has come, and the `lock` of the request that writes to it
     staging/<name>/      what a worker has in hand
 
-All three are on one file system, so that a file gets to its place by a rename. Knows no rows: who refers to a blob is
+All three are on one file system, so that a file gets to its place by a link. Knows no rows: who refers to a blob is
 asked in `garbage`. Adding blobs with the rows that name them, and removing blobs that no row names, both happen under
 `locked()`, so a blob can't vanish between the two.
 """
@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from django.conf import settings
-
-from engine.artifact import sha256_file
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -53,14 +51,16 @@ class BlobStore:
         return self.path(sha256).open("rb")
 
     def adopt(self, source: Path, sha256: str) -> None:
-        """Move a verified, synced file of this file system to its place. Call under `locked()`."""
+        """Give a verified, synced file of this file system its place as a blob. Call under `locked()`.
+
+        A link, so that `source` still lies where it was if the transaction around this fails.
+        """
         place = self.path(sha256)
         if place.is_file():
-            source.unlink()
             return
         _make_durable_directory(place.parent)
         source.chmod(0o444)
-        source.rename(place)
+        place.hardlink_to(source)
         sync_directory(place.parent)
 
     def remove(self, sha256: str) -> None:
@@ -88,10 +88,13 @@ class BlobStore:
         """Scratch space, on the same file system as the blobs."""
         return self._root / "staging" / name
 
+    def upload_names(self) -> list[str]:
+        """Partial uploads that there are."""
+        return _names(self._root / "uploads")
+
     def staging_names(self) -> list[str]:
         """Scratch spaces that there are."""
-        root = self._root / "staging"
-        return sorted(path.name for path in root.iterdir()) if root.is_dir() else []
+        return _names(self._root / "staging")
 
 
 def blob_store() -> BlobStore:
@@ -119,9 +122,8 @@ def remove_tree(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def has_digest(path: Path, sha256: str) -> bool:
-    """Whether the file's content has this SHA-256."""
-    return sha256_file(path) == sha256
+def _names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
 
 
 def _make_durable_directory(path: Path) -> None:

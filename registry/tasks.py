@@ -1,0 +1,46 @@
+"""What Celery runs: thin shells around `publishing` and the sweep. Each is safe to repeat and to lose.
+
+A message carries an id at most; what is to be done stands in the database, where the sweep finds it again.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from celery import shared_task
+from django.utils import timezone
+
+from registry import publications, publishing
+from registry.garbage import collect_garbage as collect
+
+SOFT_TIME_LIMIT_S = 3300
+TIME_LIMIT_S = 3400
+MESSAGE_LIFETIME_S = 60
+"""A message that nobody took for so long is void; the sweep has sent others meanwhile, and they must not pile up."""
+
+
+@shared_task(acks_late=True, ignore_result=True, soft_time_limit=SOFT_TIME_LIMIT_S, time_limit=TIME_LIMIT_S)
+def process_publication(publication_id: str) -> None:
+    """Unpack, convert and publish, if the publication is queued."""
+    publishing.process(UUID(publication_id))
+
+
+def send_to_worker(publication_id: UUID) -> None:
+    """Tell a worker that the publication is queued."""
+    process_publication.apply_async((str(publication_id),), expires=MESSAGE_LIFETIME_S)
+
+
+@shared_task(ignore_result=True)
+def sweep() -> None:
+    """Find publications whose worker died or whose message was lost, and uploads that were left alone."""
+    now = timezone.now()
+    for publication_id in publications.requeue_stalled(now=now):
+        send_to_worker(publication_id)
+    if publications.fail_expired(now=now):
+        collect()
+
+
+@shared_task(ignore_result=True)
+def collect_garbage() -> None:
+    """Remove bytes that no row names, as a kill at the wrong moment leaves them."""
+    collect()
