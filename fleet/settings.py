@@ -204,6 +204,14 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "SCHEMA_PATH_PREFIX": "/api/v1",
     "COMPONENT_SPLIT_REQUEST": True,
+    "ENUM_NAME_OVERRIDES": {
+        "DeviceStateEnum": "fleet.devices.models.DeviceState",
+        "RolloutStateEnum": "fleet.rollouts.models.ROLLOUT_STATES",
+        "RolloutStepEnum": "fleet.rollouts.models.STEPS",
+        "ReleaseStateEnum": "registry.models.ReleaseState",
+        "PublicationStateEnum": "registry.states.PublicationState",
+        "ArtifactKindEnum": "registry.models.ArtifactKind",
+    },
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",
         "fleet.openapi.describe_problems",
@@ -234,7 +242,13 @@ CELERY_BEAT_SCHEDULE_FILENAME = str(DATA_DIR / "celerybeat-schedule")
 # Each message expires before the next is sent, so that nothing piles up while no worker runs.
 CELERY_BEAT_SCHEDULE = {
     name: {"task": name, "schedule": every_s, "options": {"expires": every_s}}
-    for name, every_s in (("registry.tasks.sweep", 10.0),)
+    for name, every_s in (
+        ("registry.tasks.sweep", 10.0),
+        ("registry.tasks.collect_garbage", 3600.0),
+        ("fleet.rollouts.tasks.tick_rollouts", 5.0),
+        ("fleet.devices.tasks.forget_expired", 60.0),
+        ("fleet.telemetry.tasks.delete_old", 3600.0),
+    )
 }
 
 LOGGING_CONFIG = "logging.config.dictConfig"

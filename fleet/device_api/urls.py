@@ -1,0 +1,14 @@
+"""Paths that devices call, below /device/v1/; `edge_agent.protocol` lists them."""
+
+from django.urls import path, re_path
+
+from fleet.device_api import views
+
+urlpatterns = [
+    path("enrol", views.enrol),
+    path("desired", views.desired),
+    re_path(r"^releases/(?P<digest>[0-9a-f]{64})$", views.release),
+    re_path(r"^files/(?P<sha256>[0-9a-f]{64})$", views.file),
+    path("report", views.report),
+    path("telemetry", views.telemetry_batch),
+]

@@ -1,0 +1,144 @@
+"""What devices call. Each view reads as: who is it, what do they say, do it, answer."""
+
+import random
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import RequestDataTooBig
+from django.db.models import Q
+from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase, JsonResponse
+from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.http import require_http_methods
+
+from edge_agent import protocol
+from fleet.device_api.bodies import read_record
+from fleet.device_api.errors import BlobMissingError, BodyTooLargeError, NotDesiredError, WrongDeviceError
+from fleet.device_api.files import answer_file
+from fleet.device_api.signing import authenticate, decode_public_key
+from fleet.devices import actions as devices
+from fleet.devices.errors import BadDeviceDataError
+from fleet.devices.models import Device
+from fleet.devices.rules import check_enrolment
+from fleet.errors import problem_response
+from fleet.rollouts import actions as rollouts
+from fleet.rollouts import tasks
+from fleet.telemetry import actions as telemetry
+from registry.errors import ApiError
+from registry.models import Release, ReleaseFile
+from registry.queries import manifest_bytes
+from registry.storage import blob_store
+
+_MAX_ENROL_BYTES = 16 << 10
+_MAX_REPORT_BYTES = 256 << 10
+_JITTER = 0.2
+
+View = Callable[..., HttpResponseBase]
+
+
+def device_view(*methods: str) -> Callable[[View], View]:
+    """A view below /device/v1/: no cookies, so no CSRF; errors as problem documents."""
+
+    def decorate(view: View) -> View:
+        @csrf_exempt
+        @wraps(view)
+        def answer(request: HttpRequest, **kwargs: Any) -> HttpResponseBase:
+            try:
+                response = view(request, **kwargs)
+            except ApiError as error:
+                response = problem_response(error)
+            except RequestDataTooBig:
+                response = problem_response(BodyTooLargeError("The body is larger than this server reads."))
+            response.headers.setdefault("Cache-Control", "no-store")
+            return response
+
+        return require_http_methods(methods)(answer)
+
+    return decorate
+
+
+@device_view("POST")
+def enrol(request: HttpRequest) -> HttpResponseBase:
+    """Let a device in that brings a one-time token and its own public key."""
+    introduction = read_record(protocol.EnrolRequest, request, max_bytes=_MAX_ENROL_BYTES)
+    public_key = decode_public_key(introduction.public_key)
+    complaint = check_enrolment(introduction) or ("" if public_key else "public_key: not a raw Ed25519 key in base64")
+    if complaint or public_key is None:
+        raise BadDeviceDataError(complaint)
+    device = devices.enrol(request=introduction, public_key=public_key)
+    return JsonResponse({"device_id": device.pk, "poll_interval_s": settings.SOCLE_POLL_INTERVAL_S}, status=201)
+
+
+@device_view("GET")
+def desired(request: HttpRequest) -> HttpResponseBase:
+    """What the device shall have; 304 while that is what it knows already."""
+    device = authenticate(request)
+    devices.note_seen(device)
+    record = device.desired
+    headers = {"ETag": record.etag, protocol.HEADER_POLL_AFTER: f"{poll_after_s():.3f}"}
+    if record.etag in request.headers.get("If-None-Match", ""):
+        return HttpResponse(status=304, headers=headers)
+    return HttpResponse(bytes(record.document), content_type="application/json", headers=headers)
+
+
+@device_view("GET")
+def release(request: HttpRequest, *, digest: str) -> HttpResponseBase:
+    """The manifest's exact bytes."""
+    device = authenticate(request)
+    found = Release.objects.filter(_desired_by(device), digest=digest).first()
+    if found is None:
+        raise NotDesiredError(f"This device shall not have the release {digest[:12]}.")
+    headers = {"ETag": f'"{digest}"'}
+    return HttpResponse(manifest_bytes(found), content_type="application/json", headers=headers)
+
+
+@device_view("GET", "HEAD")
+def file(request: HttpRequest, *, sha256: str) -> HttpResponseBase:
+    """The bytes of a file of a release that the device shall have."""
+    device = authenticate(request)
+    found = ReleaseFile.objects.filter(_desired_by(device, "release__"), sha256=sha256).first()
+    if found is None:
+        raise NotDesiredError(f"This device shall not have the file {sha256[:12]}.")
+    try:
+        return answer_file(request, sha256=sha256, path=blob_store().path(sha256), size_bytes=found.size_bytes)
+    except FileNotFoundError as error:
+        raise BlobMissingError(f"The file {sha256[:12]} is not on the server's disk.") from error
+
+
+@device_view("POST")
+def report(request: HttpRequest) -> HttpResponseBase:
+    """What the device has."""
+    device = authenticate(request)
+    told = read_record(protocol.DeviceReport, request, max_bytes=_MAX_REPORT_BYTES)
+    _check_speaks_for_itself(device, told.device_id)
+    rollout_id = rollouts.take_report(device=device, report=told)
+    if rollout_id:
+        tasks.tick_rollout.delay_on_commit(rollout_id)
+    return HttpResponse(status=204)
+
+
+@device_view("POST")
+def telemetry_batch(request: HttpRequest) -> HttpResponseBase:
+    """What the device measured. A batch that came before is answered as if it were new."""
+    device = authenticate(request)
+    batch = read_record(protocol.TelemetryBatch, request, max_bytes=protocol.MAX_TELEMETRY_BYTES)
+    _check_speaks_for_itself(device, batch.device_id)
+    num_refused = telemetry.ingest(device=device, batch=batch)
+    devices.note_seen(device)
+    return HttpResponse(status=204, headers={"Socle-Samples-Refused": str(num_refused)})
+
+
+def poll_after_s() -> float:
+    """The interval with jitter: devices that were switched on together must not call together for ever."""
+    return settings.SOCLE_POLL_INTERVAL_S * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - no secret
+
+
+def _desired_by(device: Device, prefix: str = "") -> Q:
+    return Q(**{f"{prefix}desired_as_base": device.pk}) | Q(**{f"{prefix}desired_as_adapter": device.pk})
+
+
+def _check_speaks_for_itself(device: Device, device_id: str) -> None:
+    if device_id != device.pk:
+        raise WrongDeviceError(f"The body speaks for {device_id!r:.40}, the request is signed by {device.pk}.")

@@ -1,0 +1,15 @@
+"""Paths of the operators' API about devices, below /api/v1/."""
+
+from django.urls import path
+
+from fleet.devices import api
+
+urlpatterns = [
+    path("enrolment-tokens", api.EnrolmentTokensView.as_view()),
+    path("devices", api.DevicesView.as_view()),
+    path("devices/<str:device_id>", api.DeviceView.as_view()),
+    path("devices/<str:device_id>/revoke", api.RevokeDeviceView.as_view()),
+    path("devices/<str:device_id>/events", api.DeviceEventsView.as_view()),
+    path("groups", api.GroupsView.as_view()),
+    path("groups/<str:name>/devices/<str:device_id>", api.GroupDeviceView.as_view()),
+]

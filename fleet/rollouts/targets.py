@@ -1,0 +1,125 @@
+"""From an operator's words to rows: references to releases, selectors to devices. Collects every obstacle."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from django.db.models import Prefetch, Q, QuerySet
+
+from fleet.devices.desired import ReleaseSet, current_set
+from fleet.devices.models import DesiredRecord, Device, DeviceGroup, DeviceState
+from fleet.rollouts.errors import RolloutRefusedError
+from fleet.rollouts.planning import Change, Conflict, Offer, Plan
+from registry import queries as registry
+from registry.errors import ApiError
+from registry.models import ArtifactKind, Release
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the operator asked for: references such as `name@1.2.0`, and whom it is for."""
+
+    name: str = ""
+    base: str | None = None
+    adapters: Sequence[str] = ()
+    remove: Sequence[str] = ()
+    groups: Sequence[str] = ()
+    tags: Sequence[str] = ()
+    devices: Sequence[str] = ()
+
+
+@dataclass(slots=True)
+class Obstacles:
+    """Conflicts met on the way; `raise_if_any` names them all at once."""
+
+    conflicts: list[Conflict] = field(default_factory=list)
+
+    def attempt(self, call: Callable[[], T], item: str) -> T | None:
+        """The call's result; an API error becomes a conflict of this item."""
+        try:
+            return call()
+        except ApiError as error:
+            self.conflicts.append(Conflict(error.code, item, str(error), error.hint))
+            return None
+
+    def raise_if_any(self) -> None:
+        """Raise `RolloutRefusedError` if there is one."""
+        if self.conflicts:
+            raise RolloutRefusedError(self.conflicts)
+
+
+def find_releases(request: Request) -> ReleaseSet:
+    """The releases that the change brings; raises `RolloutRefusedError` naming each that can't be had."""
+    obstacles = Obstacles()
+
+    def resolve(ref: str, kind: str) -> Release | None:
+        return obstacles.attempt(lambda: registry.resolve_release(ref, kind=kind), ref)
+
+    base = resolve(request.base, ArtifactKind.BASE) if request.base else None
+    adapters = [resolve(ref, ArtifactKind.ADAPTER) for ref in request.adapters]
+    obstacles.raise_if_any()
+    return ReleaseSet(base, tuple(adapter for adapter in adapters if adapter))
+
+
+def find_devices(request: Request) -> QuerySet[Device]:
+    """Enrolled devices in any of the groups, with any of the tags, or named; raises `RolloutRefusedError`."""
+    groups = DeviceGroup.objects.filter(name__in=request.groups)
+    named = _enrolled().filter(pk__in=request.devices)
+    conflicts = [
+        *_unknown("unknown_group", "groups", request.groups, groups.values_list("name", flat=True)),
+        *_unknown("unknown_device", "devices", request.devices, named.values_list("pk", flat=True)),
+    ]
+    wanted = Q(groups__name__in=request.groups) | Q(tag_rows__tag__in=request.tags) | Q(pk__in=request.devices)
+    found = _enrolled().filter(pk__in=Device.objects.filter(wanted).values("pk"))
+    if not conflicts and not found.exists():
+        hint = "Name groups, tags or devices with at least one enrolled device among them."
+        conflicts.append(Conflict("empty_target", "", "The rollout is for no device.", hint))
+    if conflicts:
+        raise RolloutRefusedError(conflicts)
+    return found.order_by("pk")
+
+
+def _enrolled() -> QuerySet[Device]:
+    return Device.objects.filter(state=DeviceState.ENROLLED)
+
+
+def _unknown(code: str, path: str, named: Sequence[str], known: QuerySet[Any, str]) -> Iterator[Conflict]:
+    """A conflict for each name that is not among the known ones."""
+    there = set(known)
+    for name in dict.fromkeys(named):
+        if name not in there:
+            yield Conflict(code, name, f"There is no {name!r:.80} among the {path}.", f"Look at GET /api/v1/{path}.")
+
+
+def records_of(device_ids: Iterable[str]) -> QuerySet[DesiredRecord]:
+    """Desired records with all that planning reads, in an order that locks can be taken in."""
+    releases = Release.objects.defer("manifest").select_related("artifact", "base")
+    return (
+        DesiredRecord.objects.filter(pk__in=list(device_ids))
+        .prefetch_related(Prefetch("base", queryset=releases), Prefetch("adapters", queryset=releases))
+        .order_by("pk")
+    )
+
+
+def change_of(releases: ReleaseSet, remove: Iterable[str]) -> Change:
+    """The change as planning sees it."""
+    plan = plan_of(releases)
+    return Change(plan.base, plan.adapters, frozenset(remove))
+
+
+def plan_of(releases: ReleaseSet) -> Plan:
+    """A set of releases as planning sees it."""
+    return Plan(offer_of(releases.base) if releases.base else None, tuple(map(offer_of, releases.adapters)))
+
+
+def current_plan(record: DesiredRecord) -> Plan:
+    """What the device shall have now."""
+    return plan_of(current_set(record))
+
+
+def offer_of(release: Release) -> Offer:
+    """A release as planning sees it."""
+    made_for = release.base.digest if release.base else None
+    return Offer(release.pk, release.name, release.version, release.digest, made_for, release.is_yanked)
