@@ -1,8 +1,8 @@
 """Text to tokens and back, and streams that never cut a character. Knows no model.
 
 **Text that people give cannot inject control tokens.** A control token is one that the tokenizer marks as special or
-that the chat template writes (`<|im_end|>`, `<tool_call>`). `encode` does not recognise them. `render_chat` breaks
-whatever spells one in the messages by a sentinel before the template runs, which can still read and trim them; what
+that the chat template writes (`<|im_end|>`, `<tool_call>`). `encode` does not recognise them. `render_chat` puts
+a sentinel before whatever spells one in the messages, then the template runs, which can still read and trim them; what
 spells a control token in its output was written by the template. A string's end that could begin a control token is
 broken too, as a template may put the next string right behind it. Broken spellings become ordinary tokens. Messages
 without any take the plain path and give the very tokens of transformers' `apply_chat_template`.
@@ -13,6 +13,7 @@ templates look for them.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,7 @@ class Tokenizer:
             raise BundleError(f"{folder} has no usable tokenizer: {error!s:.200}") from error
         self._plain.encode_special_tokens = True  # that is, as ordinary text
         self._special, self._control = _Spellings(special), _Spellings(control)
+        self._unknown_id = _unknown_id(document)
         self._template = ChatTemplate(template, self._named_tokens(info))
         self.eos_token_ids = frozenset(info.eos_token_ids)
 
@@ -104,7 +106,7 @@ class Tokenizer:
     def _encode_ordinary(self, text: str) -> tokenizers.Encoding:
         """Refuses what gives a control token all the same: some models know its spelling as an ordinary word."""
         encoding = self._plain.encode(text, add_special_tokens=False)
-        for token_id in self._control.text_of.keys() & set(encoding.ids):
+        for token_id in self._control.text_of.keys() & set(encoding.ids) - {self._unknown_id}:
             raise InvalidInputError(f"the text spells the control token {self._control.text_of[token_id]!r}: remove it")
         return encoding
 
@@ -150,40 +152,38 @@ class TextStream:
 
 
 class _Spellings:
-    """A set of control tokens: finds and breaks what spells them."""
+    """A set of control tokens: finds what spells them, unless a sentinel stands before it."""
 
     def __init__(self, id_of: Mapping[str, int]) -> None:
         self.id_of = dict(id_of)
         self.text_of = {token_id: text for text, token_id in id_of.items()}
-        longest_first = sorted(map(re.escape, id_of), key=len, reverse=True)
-        self._pattern = re.compile(f"({'|'.join(longest_first)})" if longest_first else "((?!))")
+        longest_first = "|".join(sorted(map(re.escape, id_of), key=len, reverse=True)) or "(?!)"
+        self._unbroken = re.compile(f"(?<!{_SENTINEL})({longest_first})")
+        self._starts = re.compile(f"(?={longest_first})")  # finds those that overlap as well
         self._beginnings = {text[:length] for text in id_of for length in range(1, len(text))}
-        self._longest = max(map(len, id_of), default=0)
+        self._longest_beginning = max(map(len, self._beginnings), default=0)
 
     def count(self, text: str) -> int:
         """How many control tokens the text spells."""
-        return len(self._pattern.findall(text))
+        return len(self._unbroken.findall(text))
 
     def split(self, text: str) -> list[str]:
         """The text cut before and after each control token."""
-        return self._pattern.split(text)
+        return self._unbroken.split(text)
 
     def broken(self, text: str) -> str:
-        """The text with a sentinel in each spelling, and in an end that could be the beginning of one."""
-        text = self._pattern.sub(lambda match: _break(match[0]), _cleaned(text))
-        for length in range(min(self._longest, len(text)), 0, -1):
-            if text[-length:] in self._beginnings:
-                return text[:-length] + _break(text[-length:])
-        return text
+        """The text with a sentinel before each spelling, and before each end that could begin one."""
+        text = _cleaned(text)
+        ends = range(max(0, len(text) - self._longest_beginning), len(text))
+        starts = {match.start() for match in self._starts.finditer(text)}
+        starts |= {start for start in ends if text[start:] in self._beginnings}
+        cuts = [0, *sorted(starts), len(text)]
+        return _SENTINEL.join(text[start:end] for start, end in itertools.pairwise(cuts))
 
 
 def _cleaned(text: str) -> str:
     """The text without sentinels and without halves of UTF-16 pairs, which JSON can spell and UTF-8 cannot."""
     return text.replace(_SENTINEL, "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _break(spelling: str) -> str:
-    return spelling[0] + _SENTINEL + spelling[1:]
 
 
 def _map_strings(value: Any, change: Any) -> Any:
@@ -216,6 +216,14 @@ def _control_tokens(document: Mapping[str, Any], template: str) -> tuple[dict[st
         if _is_markup(token["content"]) and token["content"] in template
     }
     return special, special | written
+
+
+def _unknown_id(document: Mapping[str, Any]) -> int | None:
+    """The token for unknown words, if the model has one; it may be special, and yet any text may hold unknown words."""
+    model = document["model"]
+    is_by_word = isinstance(model.get("vocab"), Mapping)
+    unknown: int | None = model["vocab"].get(model.get("unk_token")) if is_by_word else model.get("unk_id")
+    return unknown
 
 
 def _is_markup(text: str) -> bool:
