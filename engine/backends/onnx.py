@@ -85,9 +85,8 @@ class OnnxBackend:
     def __init__(self, bundle: Path, config: EngineConfig) -> None:
         self.max_step_rows = 512
         self.adapter_switch_s = 0.0
-        self._session = open_session(BaseWeights.open(bundle), config)
-        # Mapped afresh: the mapping that was read whole counts as this process's memory for as long as it lives.
-        weights = BaseWeights.open(bundle)
+        self._session = open_session(bundle, config)
+        weights = BaseWeights.open(bundle)  # mapped afresh, as pages that were read count as ours while mapped
         self._manifest = weights.manifest
         self._architecture = weights.architecture
         self._embedding = weights.embedding
@@ -149,20 +148,26 @@ class OnnxBackend:
         self.adapter_switch_s += time.perf_counter() - started_at
 
 
-def open_session(weights: BaseWeights, config: EngineConfig) -> ort.InferenceSession:
+def open_session(bundle: Path, config: EngineConfig) -> ort.InferenceSession:
     """Build the graph and hand it to ONNX Runtime; nothing stays on disk."""
-    num_positions = min(config.max_context_tokens, weights.architecture.max_position_embeddings)
     try:
         with tempfile.TemporaryDirectory(prefix="socle-onnx-", dir=config.scratch_dir) as directory:
-            with ExternalConstants(weights, Path(directory), accuracy_level=config.onnx_accuracy_level) as constants:
-                model = build_graph(weights.architecture, constants, max_context_tokens=num_positions)
+            model = _build_model(bundle, Path(directory), config)
             options = _session_options(config, directory)
-            return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except OSError as error:
         raise CapacityError(
-            f"cannot write {weights.size_bytes} bytes of repacked weights: {error}; "
-            "set scratch_dir to a directory with more room"
+            f"cannot write the repacked weights of {bundle}: {error}; set scratch_dir to a directory with more room"
         ) from error
+
+
+def _build_model(bundle: Path, directory: Path, config: EngineConfig) -> bytes:
+    """The serialised graph; its constants go to a file in `directory`. The bundle's mapping ends here."""
+    weights = BaseWeights.open(bundle)
+    num_positions = min(config.max_context_tokens, weights.architecture.max_position_embeddings)
+    with ExternalConstants(weights, directory, accuracy_level=config.onnx_accuracy_level) as constants:
+        model = build_graph(weights.architecture, constants, max_context_tokens=num_positions)
+    return bytes(model.SerializeToString())
 
 
 def _session_options(config: EngineConfig, directory: str) -> ort.SessionOptions:

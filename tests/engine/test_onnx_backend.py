@@ -13,6 +13,7 @@ from engine.backends.weights import Matrix
 from engine.config import EngineConfig
 from engine.errors import BundleError, CapacityError
 from engine.layout import GROUP_INPUTS, pack
+from tests.engine.golden_cases import GOLDEN_CASES
 from tests.engine.random_bundles import FAMILIES, QWEN3, make_adapter, make_base
 
 TOKENS = np.random.default_rng(0).integers(0, QWEN3.vocab_size, 30).astype(np.int32)
@@ -64,6 +65,17 @@ def test_logits_are_those_of_the_reference(bundles, family, weights):
     for adapter, answer in answers.items():
         np.testing.assert_allclose(answer, logits(reference, adapter), atol=1e-3, rtol=0)
     assert all(np.abs(answers[a] - answers[None]).max() > 0.1 for a in "xy")
+
+
+@pytest.mark.parametrize("case", GOLDEN_CASES, ids=str)
+def test_logits_are_those_of_transformers_and_peft(case, tmp_path):
+    base, adapter = case.convert(tmp_path)
+    backend = OnnxBackend(base, EXACT)
+    backend.load_adapter("x", adapter)
+    for name, digest in (("base_logits", None), ("adapter_logits", "x")):
+        token_ids = case.expected("token_ids")
+        answer = run(backend, backend.new_state(len(token_ids)), token_ids, digest)
+        np.testing.assert_allclose(answer, case.expected(name), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
