@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar, Union
 T = TypeVar("T")
 
 _MAX_INT = 2**63 - 1
+_MAX_DEPTH = 64
 
 
 class DecodeError(ValueError):
@@ -64,7 +65,7 @@ def _convert(hint: Any, value: object, place: str) -> Any:
         return tuple(_convert(args[0], item, f"{place}[{i}]") for i, item in enumerate(_typed(list, value, place)))
     if origin is Mapping:
         items = _typed(dict, value, place).items()
-        return {_typed(str, key, place): _convert(args[1], item, f"{place}.{key}") for key, item in items}
+        return {_convert(str, key, place): _convert(args[1], item, f"{place}.{key}") for key, item in items}
     return _scalar(hint, value, place)
 
 
@@ -96,18 +97,29 @@ def _optional(args: tuple[Any, ...], value: object, place: str) -> Any:
 
 
 def _scalar(hint: Any, value: object, place: str) -> Any:
+    _check_encodable(value, place)
     if hint is Any or hint is object:
         return value
     if hint is float and type(value) is int:
         value = float(value)
     value = _typed(hint, value, place)
+    if hint is not type(value):
+        return hint(value)
+    return value
+
+
+def _check_encodable(value: object, place: str, depth: int = 0) -> None:
+    """What comes in must be able to go out again as canonical JSON."""
+    if depth > _MAX_DEPTH:
+        raise DecodeError(f"{place}: nested more than {_MAX_DEPTH} deep")
     if type(value) is int and abs(value) > _MAX_INT:
         raise DecodeError(f"{place}: number out of range")
     if type(value) is float and not math.isfinite(value):
         raise DecodeError(f"{place}: not a finite number")
-    if hint is not type(value):
-        return hint(value)
-    return value
+    if type(value) is str and not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise DecodeError(f"{place}: half of a UTF-16 pair")
+    for item in (*value, *value.values()) if type(value) is dict else value if type(value) is list else ():
+        _check_encodable(item, place, depth + 1)
 
 
 def _typed(kind: Any, value: object, place: str) -> Any:
