@@ -87,6 +87,7 @@ INSTALLED_APPS = [
     "fleet.devices",
     "fleet.telemetry",
     "fleet.rollouts",
+    "fleet.dashboard",
 ]
 
 MIDDLEWARE = [
@@ -174,7 +175,7 @@ CONTENT_SECURITY_POLICY = {
 
 # --- Static files --------------------------------------------------------------------------------------------------
 STATIC_URL = "/static/"
-STATIC_ROOT = DATA_DIR / "static"
+STATIC_ROOT = prepare_folder(DATA_DIR / "static")
 WHITENOISE_USE_FINDERS = True  # no collectstatic step on one machine; files come with the code
 WHITENOISE_AUTOREFRESH = False
 

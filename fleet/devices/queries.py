@@ -3,6 +3,7 @@
 A device's `status` is decided in SQL, so that lists filter by it and counts agree with lists.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -66,6 +67,11 @@ def devices(
     for word in search.split():
         found = found.filter(Q(name__icontains=word) | Q(pk__icontains=word))
     return found.prefetch_related("groups", "tag_rows", "installed").order_by("-created_at", "-pk")
+
+
+def names_of(device_ids: Iterable[str]) -> dict[str, str]:
+    """The names of these devices by id."""
+    return dict(Device.objects.filter(pk__in=list(device_ids)).values_list("pk", "name"))
 
 
 def get_device(device_id: str) -> Device:

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
-from django.db.models import Case, Count, IntegerField, Prefetch, Q, QuerySet, Value, When
+from django.db.models import Case, Count, F, IntegerField, Prefetch, Q, QuerySet, Value, When
 
 from fleet.devices.desired import ReleaseSet, current_set
 from fleet.devices.models import DesiredRecord
@@ -85,14 +86,18 @@ def rollouts_of_device(device_id: str) -> QuerySet[RolloutDevice]:
     return RolloutDevice.objects.filter(device_id=device_id).select_related("rollout").order_by("-rollout__created_at")
 
 
+def rollouts_begun(*, since: datetime, device_id: str = "") -> QuerySet[Rollout]:
+    """Rollouts that began since then, newest first; of one device, or of the whole fleet."""
+    begun = Rollout.objects.filter(started_at__gte=since)
+    if device_id:
+        begun = begun.filter(rows__device=device_id)
+    return begun.order_by("-started_at", "-pk")
+
+
 def row_in_force(device_id: str) -> RolloutDevice | None:
     """The row whose document the device holds now, if a report can still move it."""
     movable = RolloutDevice.objects.filter(device_id=device_id, state__in=[Step.PENDING, Step.UPDATING, Step.FAILED])
-    return movable.filter(revision=_wanted_revision(device_id)).select_related("device").first()
-
-
-def _wanted_revision(device_id: str) -> QuerySet[DesiredRecord, int]:
-    return DesiredRecord.objects.filter(pk=device_id).values("revision")
+    return movable.filter(revision=F("device__desired__revision")).select_related("device").first()
 
 
 def wanted_by(row: RolloutDevice) -> ReleaseSet:

@@ -1,0 +1,91 @@
+"""Why a device has its status, in one sentence, from what it last reported. Pure: a device in, words out."""
+
+from typing import Any
+
+from fleet.dashboard.templatetags.dashboard import ago_words, size
+from fleet.devices.models import Device
+from fleet.devices.queries import DeviceStatus
+from fleet.rollouts.models import RolloutDevice
+from fleet.rollouts.states import Step
+
+_STEPS = {
+    "idle": "has not begun yet",
+    "fetching": "reads what it shall have",
+    "admitting": "checks that it has room",
+    "downloading": "downloads",
+    "verifying": "verifies what it downloaded",
+    "switching": "switches over",
+    "probing": "tries the new models",
+    "rolling_back": "goes back to what it had",
+}
+_SKIPPED = {
+    "unchanged": "Had it already.",
+    "aborted": "Went back to what it had, since the rollout was aborted.",
+    "device_revoked": "Was shut out.",
+    "wrong_base": "An adapter does not fit the device's base.",
+    "no_base": "The device has no base model.",
+    "adapter_left_behind": "An adapter on the device would not fit the new base.",
+}
+
+
+def reason_of(device: Device) -> str:
+    """The sentence for a device as `fleet.devices.queries.devices` gives it."""
+    report = device.report or {}
+    match device.status:
+        case DeviceStatus.REVOKED:
+            return f"Shut out by an operator {ago_words(device.revoked_at)}."
+        case DeviceStatus.OFFLINE | DeviceStatus.STALE:
+            return _silence(device)
+        case DeviceStatus.FAILED:
+            return _failure(report)
+        case DeviceStatus.UPDATING:
+            return _update(device, report)
+        case _ if not device.revision:
+            return "Waits for its first rollout."
+        case _:
+            return "Has what it shall have."
+
+
+def _silence(device: Device) -> str:
+    if device.last_seen_at is None:
+        return "Was never heard from."
+    return f"Last heard from {ago_words(device.last_seen_at)}. Check its power, its network, and that the agent runs."
+
+
+def _failure(report: dict[str, Any]) -> str:
+    problem = report.get("problem") or {}
+    return problem.get("detail") or problem.get("code") or "The update failed, and the device did not say why."
+
+
+def _update(device: Device, report: dict[str, Any]) -> str:
+    towards = f"revision {device.wanted_revision}"
+    if device.target_revision != device.wanted_revision:
+        return f"Waits for its next poll to hear of {towards}."
+    return f"On its way to {towards}: {_step(device, report)}"
+
+
+def _step(device: Device, report: dict[str, Any]) -> str:
+    step = _STEPS.get(device.update_state, device.update_state.replace("_", " "))
+    progress = report.get("progress")
+    if not progress or not progress["total_bytes"]:
+        return f"{step}."
+    share = 100 * progress["done_bytes"] / progress["total_bytes"]
+    return f"{step}, {share:.0f} % of {size(progress['total_bytes'])}."
+
+
+def step_reason(row: RolloutDevice) -> str:
+    """Why a device is at its step in a rollout; from its report where that still is about the same revision."""
+    report = row.device.report or {}
+    is_current = row.revision is not None and row.device.target_revision == row.revision
+    match row.state:
+        case Step.FAILED:
+            return _failure(report) if is_current and report.get("problem") else "Could not get there."
+        case Step.UPDATING if is_current:
+            return _step(row.device, report)
+        case Step.PENDING:
+            return "Waits for its next poll." if row.revision else "Was not handed the change yet."
+        case Step.SKIPPED:
+            return _SKIPPED.get(row.reason, "Was left out.")
+        case Step.SUPERSEDED:
+            return "A newer rollout took over."
+    return ""
