@@ -61,6 +61,12 @@ class Api:
             publication = self.call("POST", f"/api/v1/publications/{publication['id']}/finish")
         return self.wait_published(publication, progress)
 
+    def gauge(self, name: str) -> float:
+        """One value of the server's own Prometheus metrics."""
+        response = self.client.get(f"{self.url}/metrics", headers=self._headers())
+        response.raise_for_status()
+        return float(next(line for line in response.text.splitlines() if line.startswith(f"{name} ")).split()[1])
+
     def send(self, upload: Document, archive: bytes, name: str, progress: Progress) -> None:
         """Send the archive's bytes from where the server has them up to."""
         offset = upload["offset_bytes"]
@@ -85,7 +91,8 @@ class Api:
         if publication["state"] == "failed":
             raise RefusedError(_words(publication["problem"]))
         progress("published", 1.0)
-        return dict(publication["release"])
+        ref = "{name}@{version}".format(**publication["release"])
+        return dict(self.call("GET", f"/api/v1/releases/{ref}", quiet=True))
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token}"}

@@ -108,13 +108,14 @@ class Story:
 
     def enrol(self) -> None:
         """A one-time token per new device; each device is an agent process with a state directory of its own."""
-        if not any(group["name"] == GROUP for group in self.api.call("GET", "/api/v1/groups", quiet=True)["results"]):
+        if not any(group["name"] == GROUP for group in self.api.call("GET", "/api/v1/groups", quiet=True)):
             self.api.call("POST", "/api/v1/groups", {"name": GROUP})
         new = [n for n in self.device_names if not (self.stack.device_directory(n) / "identity.json").exists()]
         tokens: Iterator[str] = iter(())
         if new:
             request = {"group": GROUP, "count": len(new)}
-            tokens = iter(self.api.call("POST", "/api/v1/enrolment-tokens", request)["tokens"])
+            made = self.api.call("POST", "/api/v1/enrolment-tokens", request)["tokens"]
+            tokens = iter([row["token"] for row in made])
         for name in self.device_names:
             self.stack.add_device(name, next(tokens) if name in new else None)
         with self.terminal.progress(f"{len(self.device_names)} devices have enrolled and reported"):
@@ -251,7 +252,7 @@ class Story:
         return {series["group"]["adapter_name"] for series in self.api.call("GET", path, quiet=True)["series"]}
 
     def _telemetry_rows(self) -> int:
-        return int(self.api.call("GET", "/api/v1/telemetry/rows", quiet=True)["count"])
+        return int(self.api.gauge("socle_telemetry_rows"))
 
     def _check(self, holds: object, otherwise: str) -> None:
         if not holds:
