@@ -6,7 +6,7 @@ way that the engine does not do are refused by name, never ignored. Knows nothin
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -16,6 +16,7 @@ from engine.convert.errors import NotACheckpointError, UnknownArchitectureError,
 
 _MAX_SIZE = 1 << 24
 _MAX_LAYERS = 1024
+_MAX_NUMBER = sys.float_info.max
 _DEFAULT_ROPE_THETA = 10_000.0
 
 
@@ -115,13 +116,13 @@ class _Values:
 
     def number(self, key: str, default: float | None = None) -> float:
         value = default if self.get(key) is None else self.get(key)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= _MAX_NUMBER:
             raise NotACheckpointError(f"config.json: {key} is {value!r:.80}, a positive number is expected")
         return float(value)
 
     def flag(self, key: str) -> bool:
         value = self.get(key)
-        if value not in (None, False, True):
+        if value is not None and type(value) is not bool:
             raise NotACheckpointError(f"config.json: {key} is {value!r:.80}, true or false is expected")
         return bool(value)
 
@@ -165,11 +166,14 @@ def _rope_scaling(config: Mapping[str, Any], values: _Values) -> RopeScaling | N
         return RopeScaling(rope_type="linear", factor=rope.number("factor"))
     if rope_type != "llama3":
         raise UnsupportedConfigError(f"config.json: rope_type is {rope_type!r:.80}, not default, linear or llama3")
+    low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
+    if high <= low:
+        raise NotACheckpointError(f"config.json: high_freq_factor {high} is not above low_freq_factor {low}")
     return RopeScaling(
         rope_type="llama3",
         factor=rope.number("factor"),
-        low_freq_factor=rope.number("low_freq_factor"),
-        high_freq_factor=rope.number("high_freq_factor"),
+        low_freq_factor=low,
+        high_freq_factor=high,
         original_max_position_embeddings=rope.size(
             "original_max_position_embeddings", values.size("max_position_embeddings")
         ),
@@ -190,7 +194,7 @@ def _is_window_partial(values: _Values) -> bool:
     layer_types = values.get("layer_types")
     if layer_types is None:
         return bool(values.get("max_window_layers") != 0)
-    return set(map(str, layer_types)) != {"sliding_attention"}
+    return not isinstance(layer_types, list) or any(kind != "sliding_attention" for kind in layer_types)
 
 
 def _check_heads(architecture: Architecture) -> None:

@@ -14,27 +14,29 @@ from engine.layout import F16, GROUP_INPUTS, U8, ZERO_POINT, pack
 
 F32 = NDArray[np.float32]
 
-# The largest value of a group may be clipped if that serves the others: each candidate is a fraction of the full range.
-_RANGE_FRACTIONS = np.linspace(0.70, 1.05, 15, dtype=np.float32)
+# The largest value of a group may be clipped, or less than the full range used, if that serves the others.
+_RANGE_FRACTIONS = np.linspace(0.70, 1.20, 15, dtype=np.float32)
 _CHUNK_GROUPS = 4096
 
 
 def quantise_int4(name: str, weight: F32) -> U8:
     """Blocks [tiles, groups, 288] of a matrix [rows, inputs], with the scale of least squared error for each group."""
+    _check_range(name, weight)
     rows, groups = _grouped(weight)  # [32, rows * groups]
     scales = np.empty(groups.shape[1], np.float16)
     values = np.empty(groups.shape, np.uint8)
     for start in range(0, groups.shape[1], _CHUNK_GROUPS):
         chunk = slice(start, start + _CHUNK_GROUPS)
-        scales[chunk] = _finite(name, _search_scales(np.ascontiguousarray(groups[:, chunk])))
+        scales[chunk] = _search_scales(np.ascontiguousarray(groups[:, chunk]))
         values[:, chunk] = _round(groups[:, chunk], scales[chunk], low=0, zero=ZERO_POINT[4], high=15)
     return _packed(values, scales, rows, weight.shape[1], bits=4)
 
 
 def quantise_int8(name: str, weight: F32) -> U8:
     """Blocks [tiles, groups, 544] of a matrix [rows, inputs]; the largest value of a group becomes +-127."""
+    _check_range(name, weight)
     rows, groups = _grouped(weight)  # [32, rows * groups]
-    scales = _finite(name, np.abs(groups).max(axis=0) / np.float32(127))  # [rows * groups]
+    scales = (np.abs(groups).max(axis=0) / np.float32(127)).astype(np.float16)  # [rows * groups]
     values = _round(groups, scales, low=1, zero=ZERO_POINT[8], high=255)  # [32, rows * groups]
     return _packed(values, scales, rows, weight.shape[1], bits=8)
 
@@ -82,12 +84,10 @@ def _round(groups: F32, scales: F16, *, low: int, zero: int, high: int) -> U8:
     return values
 
 
-def _finite(name: str, scales: F32) -> F16:
-    with np.errstate(over="ignore"):
-        narrow = scales.astype(np.float16)
-    if not np.isfinite(narrow).all():
+def _check_range(name: str, weight: F32) -> None:
+    """Scales are float16, and smaller than the largest value."""
+    if np.abs(weight).max() > np.finfo(np.float16).max:
         raise NotFiniteError(f"{name} holds numbers too large to quantise")
-    return narrow
 
 
 def _packed(values: U8, scales: F16, rows: int, inputs: int, *, bits: int) -> U8:
