@@ -58,7 +58,9 @@ def run(
     server: ServerOption = None,
     token: TokenOption = None,
     name: NameOption = None,
-    api_port: Annotated[int | None, typer.Option(help="Port of the local API; 0 takes any free one.")] = None,
+    api_port: Annotated[
+        int | None, typer.Option(help="Port of the local API; 0 takes any free one. [default: 8455 if free]")
+    ] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json.")] = None,
 ) -> None:
     """Run the agent until it is stopped; enrols the device first if it isn't yet."""
@@ -198,7 +200,7 @@ def _first(group: BaseException) -> UserError | TransientError:
 
 
 def _exit(error: UserError | TransientError) -> typer.Exit:
-    Console(stderr=True, highlight=False).print(f"error: {error}", markup=False)
+    typer.echo(f"error: {error}", err=True)
     return typer.Exit(error.exit_code)
 
 

@@ -37,7 +37,8 @@ class AgentConfig(BaseSettings):
     proxy: str | None = None
 
     api_host: str = "127.0.0.1"
-    api_port: int = Field(default=8455, ge=0, le=65535)
+    api_port: int | None = Field(default=None, ge=0, le=65535)
+    """None takes 8455, or any free port if that is taken."""
     log_format: Literal["text", "json"] = "text"
 
     engine: dict[str, Any] = Field(default_factory=dict)
@@ -59,7 +60,8 @@ class AgentConfig(BaseSettings):
     longest_poll_backoff_s: float = Field(default=300.0, gt=0)
     disk_reserve_bytes: int = Field(default=256 << 20, ge=0)
 
-    telemetry_interval_s: float = Field(default=60.0, gt=0)
+    telemetry_interval_s: float | None = Field(default=None, gt=0)
+    """None sends as often as five polls, at least once a minute."""
     sample_interval_s: float = Field(default=10.0, gt=0)
     spool_max_bytes: int = Field(default=64 << 20, ge=1 << 10)
 

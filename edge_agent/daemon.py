@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext, suppress
@@ -16,6 +17,7 @@ from typing import Any
 
 import structlog
 import uvicorn
+from starlette.applications import Starlette
 
 from edge_agent.client import FleetClient
 from edge_agent.config import AgentConfig
@@ -39,7 +41,9 @@ _STATUS_INTERVAL_S = 5.0
 _SYNC_INTERVAL_S = 5.0
 _PROGRESS_INTERVAL_S = 2.0
 _GARBAGE_INTERVAL_S = 60.0
+_GOODBYE_S = 3
 _POLLS_PER_REPORT = 3
+_POLLS_PER_BATCH = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +74,15 @@ class Daemon:
     def __init__(self, config: AgentConfig, state_dir: StateDir, organs: Organs) -> None:
         self._config = config
         self._state_dir = state_dir
-        self._organs = organs
+        self.organs = organs
         self._schedule = PollSchedule(organs.device.identity.poll_interval_s, longest_s=config.longest_poll_backoff_s)
         organs.updater.on_change = self.note_change
         organs.host.on_damage = self.note_damage
         self._etag: str | None = None
         self._server_problem: str | None = None
         self._last_contact_s: float | None = None
-        self._api_url = ""
+        self.api_url = ""
+        """Where the local API listens; empty until it does."""
         self._report_due = asyncio.Event()
         self._status_due = asyncio.Event()
         self._send_due = asyncio.Event()
@@ -96,8 +101,8 @@ class Daemon:
                 for step in boot:
                     await step(tasks)
         finally:
-            await self._organs.host.stop()
-            self._organs.telemetry.close()
+            await self.organs.host.stop()
+            await self._hand_over_telemetry()
 
     def jobs(self) -> Sequence[Job]:
         """Everything periodic."""
@@ -116,47 +121,54 @@ class Daemon:
     def note_change(self, entry: Entry) -> None:
         """The update machine has moved: the fleet and people shall hear."""
         if entry.state is State.COMMITTED:
-            self._organs.recorder.update_committed()
+            self.organs.recorder.update_committed()
         self._report_due.set()
         self._status_due.set()
 
     def note_damage(self, desired: DesiredState) -> None:
         """An engine found a bundle damaged: drop what doesn't verify, so that it is fetched again."""
-        self._organs.store.drop_damaged([ref.digest for ref in desired.releases])
-        self._organs.updater.poke()
+        self.organs.store.drop_damaged([ref.digest for ref in desired.releases])
+        self.organs.updater.poke()
 
     # Boot
 
     async def _recover_telemetry(self, _tasks: asyncio.TaskGroup) -> None:
         with suppress(OSError):
-            await self._organs.telemetry.flush()
+            await self.organs.telemetry.flush()
 
     async def _start_engine(self, _tasks: asyncio.TaskGroup) -> None:
-        self._organs.host.start(self._organs.updater.entry.served)
+        self.organs.host.start(self.organs.updater.entry.served)
 
     async def _start_api(self, tasks: asyncio.TaskGroup) -> None:
         listener = listen(self._config.api_host, self._config.api_port)
         host, port = listener.getsockname()[:2]
-        self._api_url = f"http://{host}:{port}"
-        api = LocalApi(self._organs.host, self._organs.recorder, self.status)
+        self.api_url = f"http://{host}:{port}"
+        api = LocalApi(self.organs.host, self.organs.recorder, self.status)
         app = api.app(allowed_hosts=allowed_hosts(self._config.api_host))
-        server = _Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=5))
-        tasks.create_task(server.serve(sockets=[listener]))
-        replace_file(self._state_dir.api, json.dumps({"url": self._api_url, "port": port}).encode())
-        log.info("api.listening", url=self._api_url)
+        tasks.create_task(_serve_api(app, listener))
+        replace_file(self._state_dir.api, json.dumps({"url": self.api_url, "port": port}).encode())
+        log.info("api.listening", url=self.api_url)
 
     async def _start_updater(self, tasks: asyncio.TaskGroup) -> None:
-        tasks.create_task(self._organs.updater.run())
+        tasks.create_task(self.organs.updater.run())
 
     async def _start_jobs(self, tasks: asyncio.TaskGroup) -> None:
         for job in self.jobs():
             tasks.create_task(_repeat(job))
 
+    async def _hand_over_telemetry(self) -> None:
+        """What is not sent now is sent after the next start."""
+        with suppress(AgentError, OSError, TimeoutError):
+            async with asyncio.timeout(_GOODBYE_S):
+                await self.organs.telemetry.flush()
+                await self.organs.telemetry.send(self.organs.client)
+        self.organs.telemetry.close()
+
     # Jobs: each returns the seconds until it is due again
 
     async def _poll(self) -> float:
         try:
-            answer = await self._organs.client.desired(self._etag)
+            answer = await self.organs.client.desired(self._etag)
         except AgentError as error:
             self._server_problem = f"{error.code}: {error}"
             log.warning("poll.failed", code=error.code, error=str(error))
@@ -166,40 +178,44 @@ class Daemon:
             self._send_due.set()
         self._etag, self._server_problem, self._last_contact_s = answer.etag, None, time.time()
         if answer.desired:
-            self._organs.updater.want(answer.desired)
+            self.organs.updater.want(answer.desired)
         interval_s = answer.poll_after_s or (answer.desired.poll_interval_s if answer.desired else None)
         return self._schedule.succeeded(interval_s)
 
     async def _report(self) -> float:
-        await self._organs.client.report(self._make_report())
-        is_downloading = self._organs.updater.progress is not None
+        await self.organs.client.report(self._make_report())
+        is_downloading = self.organs.updater.progress is not None
         return _PROGRESS_INTERVAL_S if is_downloading else self._schedule.interval_s * _POLLS_PER_REPORT
 
     def _make_report(self) -> DeviceReport:
-        organs = self._organs
+        organs = self.organs
         return organs.device.report(
             organs.updater.entry, organs.updater.progress, organs.host, organs.store.free_bytes()
         )
 
     async def _sample(self) -> float:
-        self._organs.recorder.look_at(self._organs.host)
+        self.organs.recorder.look_at(self.organs.host)
         return self._config.sample_interval_s
 
     async def _sync_telemetry(self) -> float:
-        await self._organs.telemetry.sync()
+        await self.organs.telemetry.sync()
         return _SYNC_INTERVAL_S
 
     async def _flush_telemetry(self) -> float:
-        await self._organs.telemetry.flush()
+        await self.organs.telemetry.flush()
         self._send_due.set()
-        return self._config.telemetry_interval_s
+        return self._telemetry_interval_s
+
+    @property
+    def _telemetry_interval_s(self) -> float:
+        return self._config.telemetry_interval_s or min(60.0, _POLLS_PER_BATCH * self._schedule.interval_s)
 
     async def _send_telemetry(self) -> float:
-        await self._organs.telemetry.send(self._organs.client)
-        return self._config.telemetry_interval_s
+        await self.organs.telemetry.send(self.organs.client)
+        return self._telemetry_interval_s
 
     async def _collect_garbage(self) -> float:
-        self._organs.updater.collect_garbage()
+        self.organs.updater.collect_garbage()
         return _GARBAGE_INTERVAL_S
 
     async def _write_status(self) -> float:
@@ -209,10 +225,10 @@ class Daemon:
 
     def status(self) -> dict[str, Any]:
         """All that a person may want to know, as plain JSON."""
-        organs = self._organs
+        organs = self.organs
         return organs.device.status(organs.updater.entry, organs.updater.progress, organs.host) | {
             "written_at_s": time.time(),
-            "api": self._api_url,
+            "api": self.api_url,
             "server": {
                 "url": organs.device.identity.server,
                 "last_contact_at_s": self._last_contact_s,
@@ -231,6 +247,20 @@ class _Server(uvicorn.Server):
 
     def capture_signals(self) -> Any:
         return nullcontext()
+
+
+async def _serve_api(app: Starlette, listener: socket.socket) -> None:
+    """Until cancelled; answers that are under way then get a moment to end."""
+    options: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off"}
+    server = _Server(uvicorn.Config(app, timeout_graceful_shutdown=_GOODBYE_S, **options))
+    with listener:
+        serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+        try:
+            await asyncio.shield(serving)
+        except asyncio.CancelledError:
+            server.should_exit = True
+            await serving
+            raise
 
 
 async def _repeat(job: Job) -> None:

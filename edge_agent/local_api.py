@@ -14,7 +14,7 @@ import json
 import math
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -37,6 +37,7 @@ from edge_agent.recorder import Outcome, Recorder
 from edge_agent.tool_calls import ToolCall, parse_tool_calls
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+USUAL_PORT = 8455
 MAX_BODY_BYTES = 8 << 20
 _CLIENT_CLOSED_REQUEST = 499
 _CLIENTS_FAULT = frozenset({"invalid_input", "unsupported_input", "context_length_exceeded"})
@@ -44,10 +45,13 @@ _CLIENTS_FAULT = frozenset({"invalid_input", "unsupported_input", "context_lengt
 T = TypeVar("T")
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; raises `UserError` if the port is taken. Port 0 takes any free one."""
+def listen(host: str, port: int | None) -> socket.socket:
+    """A listening socket; raises `UserError` if the port is taken. None prefers `USUAL_PORT`, 0 takes any free one."""
+    if port is None:
+        with suppress(OSError):
+            return socket.create_server((host, USUAL_PORT))
     try:
-        return socket.create_server((host, port), reuse_port=False)
+        return socket.create_server((host, port or 0))
     except OSError as error:
         raise UserError(
             f"the local API can't listen on {host}:{port} ({error.strerror}): choose another --api-port, 0 takes any"
@@ -242,6 +246,7 @@ async def _chunks(reply: Reply, first: Piece, pieces: AsyncIterator[Piece]) -> A
         yield documents.text_chunk(asked, text)
     if calls:
         yield documents.tool_calls_chunk(asked, calls)
+    reply.close()  # counted before the client can know that it is over
     for chunk in documents.last_chunks(asked, "tool_calls" if calls else reply.finish_reason, reply.extra()):
         yield chunk
 

@@ -106,18 +106,14 @@ class Extra:
         }
 
 
-def prefill_tokens_per_s(timing: Timing) -> float | None:
-    """None if nothing was measured."""
-    return timing.prompt_tokens / timing.prefill_s if timing.prefill_s > 0 else None
+def prefill_tokens_per_s(timing: Timing) -> float:
+    """0 if nothing was measured."""
+    return timing.prompt_tokens / timing.prefill_s if timing.prefill_s > 0 else 0.0
 
 
-def decode_tokens_per_s(timing: Timing) -> float | None:
-    """None for answers of less than two tokens: the first one is no decode step."""
-    return (
-        (timing.completion_tokens - 1) / timing.decode_s
-        if timing.completion_tokens > 1 and timing.decode_s > 0
-        else None
-    )
+def decode_tokens_per_s(timing: Timing) -> float:
+    """0 for answers of less than two tokens: the first one is no decode step."""
+    return (timing.completion_tokens - 1) / timing.decode_s if timing.completion_tokens > 1 and timing.decode_s else 0.0
 
 
 def _envelope(asked: Asked, name: str, choices: list[dict[str, Any]]) -> dict[str, Any]:

@@ -127,5 +127,5 @@ def _values_of(timing: Timing) -> dict[Metric, float]:
         Metric.PREFILL_S: timing.prefill_s,
         Metric.DECODE_TOKENS: timing.completion_tokens,
         Metric.DECODE_S: timing.decode_s,
-        **{metric: rate for metric, rate in rates.items() if rate is not None},
+        **{metric: rate for metric, rate in rates.items() if rate},
     }

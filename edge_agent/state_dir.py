@@ -59,7 +59,7 @@ class StateDir:
             if not _try_lock(descriptor):
                 pid = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
                 raise AlreadyRunningError(
-                    f"an agent (process {pid or 'unknown'}) already runs on {self.root}: "
+                    f"another agent (process {pid or 'unknown'}) runs on {self.root}: "
                     "stop it, or give this one a --state-dir of its own"
                 )
             os.ftruncate(descriptor, 0)

@@ -1,0 +1,329 @@
+"""The fleet's side of `/device/v1/` in this process, on loopback, with faults to order.
+
+Checks signatures, nonces and records as the real one does; keeps what devices send. `order` puts a fault before the
+next request for a path that begins with a prefix.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+import threading
+import time
+from collections import defaultdict, deque
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from edge_agent import protocol
+from edge_agent.protocol import (
+    DesiredState,
+    DeviceReport,
+    EnrolRequest,
+    EnrolResponse,
+    ReleaseRef,
+    TelemetryBatch,
+)
+from engine.artifact import MANIFEST_NAME, read_manifest
+from engine.strict_json import DecodeError, decode, encode
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Answer with this status instead."""
+
+    status: int
+    code: str = "ordered"
+    retry_after: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Send this many bytes of the body, then drop the connection."""
+
+    after_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Slow:
+    """Send the body in pieces of 64 bytes, with a pause after each."""
+
+    pause_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Send nothing until the event is set."""
+
+    release: threading.Event
+    reached: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(frozen=True, slots=True)
+class WrongBytes:
+    """Flip a bit of the body's last byte."""
+
+
+@dataclass(frozen=True, slots=True)
+class WrongRange:
+    """Answer a range with another one than was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoRange:
+    """Answer a range with the whole file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endless:
+    """Send more bytes than the file has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Do the work, then drop the connection instead of the answer."""
+
+
+Fault = Status | Cut | Slow | Hold | WrongBytes | WrongRange | NoRange | Endless | Lost
+
+
+class FleetServer:
+    """A fleet with any number of devices that all want the same."""
+
+    def __init__(self) -> None:
+        self.tokens = {"good-token"}
+        self.devices: dict[str, Ed25519PublicKey] = {}
+        self.reports: list[DeviceReport] = []
+        self.batches: dict[str, TelemetryBatch] = {}
+        self.num_batches_received = 0
+        self.requests: list[tuple[str, str, str | None]] = []
+        """Method, path and Range header of every request."""
+        self.desired = DesiredState("", 0)
+        self.poll_after_s = 0.05
+        self._manifests: dict[str, bytes] = {}
+        self._files: dict[str, bytes] = {}
+        self._nonces: set[str] = set()
+        self._faults: dict[str, deque[Fault]] = defaultdict(deque)
+        self._lock = threading.Lock()
+        self._port = 0
+        self._server: ThreadingHTTPServer | None = None
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Listen, on the same port as before."""
+        fleet = self
+
+        class Handler(_Handler):
+            server_fleet = fleet
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), Handler)
+        self._server.daemon_threads = True
+        self._port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def stop(self) -> None:
+        """Be away: connections are refused from now on."""
+        assert self._server is not None
+        self._server.shutdown()
+        self._server.server_close()
+
+    def publish(self, name: str, version: str, bundle: Path) -> ReleaseRef:
+        """Make a bundle a release."""
+        manifest, digest = read_manifest(bundle)
+        self._manifests[digest] = (bundle / MANIFEST_NAME).read_bytes()
+        for entry in manifest.files:
+            self._files[entry.sha256] = (bundle / entry.path).read_bytes()
+        return ReleaseRef(name, version, digest, sum(entry.size_bytes for entry in manifest.files))
+
+    def publish_manifest(self, name: str, version: str, manifest: bytes) -> ReleaseRef:
+        """Make a manifest a release whose files nobody has."""
+        digest = hashlib.sha256(manifest).hexdigest()
+        self._manifests[digest] = manifest
+        return ReleaseRef(name, version, digest)
+
+    def want(self, base: ReleaseRef | None, *adapters: ReleaseRef, **changes: Any) -> int:
+        """Make this the desired state; returns its revision."""
+        wanted = replace(self.desired, revision=self.desired.revision + 1, base=base, adapters=adapters)
+        self.desired = replace(wanted, **changes)
+        return self.desired.revision
+
+    def order(self, path: str, *faults: Fault) -> None:
+        """Before the next requests whose path begins like this, one fault each."""
+        self._faults[path].extend(faults)
+
+    def count(self, method: str, path: str) -> int:
+        """Requests so far whose path begins like this."""
+        return sum(m == method and p.startswith(path) for m, p, _ in self.requests)
+
+    def fault_for(self, path: str) -> Fault | None:
+        with self._lock:
+            for prefix, faults in self._faults.items():
+                if path.startswith(prefix) and faults:
+                    return faults.popleft()
+        return None
+
+    def answer(self, method: str, path: str, headers: Any, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        """What the fleet says, faults aside."""
+        if (method, path) == ("POST", "/enrol"):
+            return self._enrol(body)
+        device_id = self._authenticate(method, path, headers, body)
+        if device_id is None:
+            return problem(401, "bad_signature")
+        with self._lock:
+            return self._answer_device(device_id, method, path, headers, body)
+
+    def _answer_device(
+        self, device_id: str, method: str, path: str, headers: Any, body: bytes
+    ) -> tuple[int, dict[str, str], bytes]:
+        match method, path.split("/")[1:]:
+            case "GET", ["desired"]:
+                return self._desired(device_id, headers)
+            case "GET", ["releases", digest] if digest in self._manifests:
+                return 200, {}, self._manifests[digest]
+            case "GET", ["files", sha256] if sha256 in self._files:
+                return self._file(self._files[sha256], headers)
+            case "POST", ["report"]:
+                self.reports.append(decode(DeviceReport, body))
+                return 204, {}, b""
+            case "POST", ["telemetry"]:
+                return self._telemetry(body)
+        return problem(404, "not_found")
+
+    def _enrol(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        request = decode(EnrolRequest, body)
+        if request.token not in self.tokens:
+            return problem(403, "bad_token")
+        device_id = f"dev_{len(self.devices):016x}"
+        key = Ed25519PublicKey.from_public_bytes(base64.b64decode(request.public_key))
+        self.devices[device_id] = key
+        self.tokens.discard(request.token)
+        return 201, {}, encode(EnrolResponse(device_id, self.poll_after_s))
+
+    def _authenticate(self, method: str, path: str, headers: Any, body: bytes) -> str | None:
+        device_id, nonce = headers.get(protocol.HEADER_DEVICE, ""), headers.get(protocol.HEADER_NONCE, "")
+        signed = protocol.signing_input(
+            device_id=device_id,
+            method=method,
+            target=protocol.API_PREFIX + path,
+            timestamp_s=int(headers.get(protocol.HEADER_TIMESTAMP, "0")),
+            nonce=nonce,
+            body=body,
+        )
+        if device_id not in self.devices or nonce in self._nonces:
+            return None
+        self._nonces.add(nonce)
+        try:
+            self.devices[device_id].verify(base64.b64decode(headers[protocol.HEADER_SIGNATURE]), signed)
+        except (InvalidSignature, KeyError):
+            return None
+        return device_id
+
+    def _desired(self, device_id: str, headers: Any) -> tuple[int, dict[str, str], bytes]:
+        etag = f'"{self.desired.revision}"'
+        sent = {"ETag": etag, protocol.HEADER_POLL_AFTER: str(self.poll_after_s)}
+        if headers.get("If-None-Match") == etag:
+            return 304, sent, b""
+        return 200, sent, encode(replace(self.desired, device_id=device_id))
+
+    def _file(self, content: bytes, headers: Any) -> tuple[int, dict[str, str], bytes]:
+        found = re.fullmatch(r"bytes=(\d+)-", headers.get("Range") or "")
+        if not found:
+            return 200, {}, content
+        start = int(found.group(1))
+        return 206, {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}, content[start:]
+
+    def _telemetry(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        batch = decode(TelemetryBatch, gzip.decompress(body))
+        self.num_batches_received += 1
+        known = self.batches.setdefault(batch.batch_id, batch)
+        return (204, {}, b"") if known == batch else problem(409, "other_content")
+
+
+def problem(status: int, code: str) -> tuple[int, dict[str, str], bytes]:
+    """A problem document."""
+    return status, {}, json.dumps({"code": code, "detail": f"the simulator says {code}"}).encode()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server_fleet: FleetServer
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        """Tests are quiet."""
+
+    def do_GET(self) -> None:
+        self._serve("GET")
+
+    def do_POST(self) -> None:
+        self._serve("POST")
+
+    def _serve(self, method: str) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        path = self.path.removeprefix(protocol.API_PREFIX)
+        self.server_fleet.requests.append((method, path, self.headers.get("Range")))
+        fault = self.server_fleet.fault_for(path)
+        try:
+            if isinstance(fault, Status):
+                self._send(*problem(fault.status, fault.code), retry_after=fault.retry_after)
+            else:
+                self._send_faulty(fault, *self._answer(fault, method, path, body))
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+
+    def _answer(self, fault: Fault | None, method: str, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        headers: Any = self.headers
+        if isinstance(fault, NoRange):
+            headers = {k: v for k, v in self.headers.items() if k != "Range"}
+        try:
+            return self.server_fleet.answer(method, path, headers, body)
+        except DecodeError:
+            return problem(400, "bad_body")
+
+    def _send_faulty(self, fault: Fault | None, status: int, headers: dict[str, str], body: bytes) -> None:
+        match fault:
+            case Lost():
+                self.close_connection = True
+            case Hold():
+                fault.reached.set()
+                fault.release.wait(30)
+                self._send(status, headers, body)
+            case Cut():
+                self._head(status, headers, len(body))
+                self.wfile.write(body[: fault.after_bytes])
+                self.close_connection = True
+            case Slow():
+                self._head(status, headers, len(body))
+                for start in range(0, len(body), 64):
+                    self.wfile.write(body[start : start + 64])
+                    time.sleep(fault.pause_s)
+            case WrongBytes():
+                self._send(status, headers, body[:-1] + bytes([body[-1] ^ 1]))
+            case WrongRange():
+                self._send(206, headers | {"Content-Range": f"bytes 0-{len(body) - 1}/{len(body)}"}, body)
+            case Endless():
+                self._send(status, headers, body + body)
+            case _:
+                self._send(status, headers, body)
+
+    def _send(self, status: int, headers: dict[str, str], body: bytes, retry_after: str | None = None) -> None:
+        self._head(status, headers | ({"Retry-After": retry_after} if retry_after else {}), len(body))
+        self.wfile.write(body)
+
+    def _head(self, status: int, headers: dict[str, str], size_bytes: int) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if status not in (204, 304):
+            self.send_header("Content-Length", str(size_bytes))
+        self.end_headers()
