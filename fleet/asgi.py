@@ -4,5 +4,7 @@ import os
 
 from django.core.asgi import get_asgi_application
 
+from registry.cut_uploads import KeepCutUploads
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "fleet.settings")
-application = get_asgi_application()
+application = KeepCutUploads(get_asgi_application(), path_prefix="/api/v1/uploads/")

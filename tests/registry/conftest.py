@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class Operator:
         """A JSON request; what is to happen after its commit happens."""
         with self._run_on_commit(execute=True):
             return self.client.generic(
-                method, f"/api/v1{path}", "" if body is None else _json(body), content_type="application/json"
+                method, f"/api/v1{path}", "" if body is None else json.dumps(body), content_type="application/json"
             )
 
     def announce(self, archive: bytes, **document: Any) -> Any:
@@ -56,12 +57,6 @@ class Operator:
     ) -> dict[str, Any]:
         archive = tar_of(adapter_files() if files is None else files)
         return self.publish_archive(archive, kind="adapter", name=name, version=version, base=base)
-
-
-def _json(body: Any) -> str:
-    import json
-
-    return json.dumps(body)
 
 
 @pytest.fixture

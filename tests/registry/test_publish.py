@@ -20,6 +20,7 @@ from tests.registry.sources import (
     zip_of,
 )
 
+BASE_PATHS = ["chat_template.jinja", "tokenizer.json", "weights.safetensors"]
 ARCHIVES = {
     "tar": tar_of(base_files()),
     "tar.gz": tar_of(base_files(), mode="w:gz"),
@@ -38,7 +39,11 @@ def test_a_base_is_published(publisher, archive) -> None:
     release = publisher.get("/releases/tiny@1.0.0").json()
     assert release["digest"] == done["release"]["digest"]
     assert (release["kind"], release["base"], release["notes"]) == ("base", None, "first")
-    assert [file["path"] for file in release["files"]] == ["chat_template.jinja", "tokenizer.json", "weights.safetensors"]
+    assert [file["path"] for file in release["files"]] == [
+        "chat_template.jinja",
+        "tokenizer.json",
+        "weights.safetensors",
+    ]
     assert release["size_bytes"] == sum(file["size_bytes"] for file in release["files"])
     assert release["published_by"] == "token:publisher"
     assert release["report"]["architecture"]["hidden_size"] == 32
@@ -93,7 +98,9 @@ BAD_BASES = {
     "unknown_architecture": base_files(config={"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}),
     "missing_tensor": base_files(tensors={k: v for k, v in base_tensors().items() if "up_proj" not in k}),
     "shape_mismatch": base_files(config={"intermediate_size": 64}),
-    "not_finite": base_files(tensors=base_tensors() | {"model.norm.weight": base_tensors()["model.norm.weight"] * np.inf}),
+    "not_finite": base_files(
+        tensors=base_tensors() | {"model.norm.weight": base_tensors()["model.norm.weight"] * np.inf}
+    ),
     "pickle_file": base_files() | {"pytorch_model.bin": b"\x80\x04."},
     "unsupported_tokenizer": {k: v for k, v in base_files().items() if k != "tokenizer.json"},
 }
