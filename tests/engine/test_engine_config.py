@@ -30,7 +30,16 @@ def test_unknown_keys_and_bad_values_are_refused_by_name(document, named):
         EngineConfig.from_mapping(document)
 
 
-@pytest.mark.parametrize("values", [{"backend": "cuda"}, {"prefill_chunk_tokens": 0}, {"onnx_accuracy_level": 3}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"backend": "cuda"},
+        {"prefill_chunk_tokens": 0},
+        {"max_running": True},
+        {"kv_budget_bytes": 1.5},
+        {"onnx_accuracy_level": 3},
+    ],
+)
 def test_keywords_are_checked_as_well(values):
     with pytest.raises(InvalidInputError, match=next(iter(values))):
         EngineConfig(**values)
