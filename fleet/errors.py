@@ -4,6 +4,7 @@ Domain errors are `registry.errors.ApiError`; Django REST framework's and Django
 for people keep Django's HTML; everything below /api and /device speaks JSON.
 """
 
+import math
 from http import HTTPStatus
 from typing import Any
 
@@ -81,7 +82,7 @@ def exception_handler(error: Exception, _context: dict[str, Any]) -> HttpRespons
 def _framework_error(error: exceptions.APIException) -> JsonResponse:
     headers = {"WWW-Authenticate": "Bearer"} if error.status_code == 401 else {}
     if isinstance(error, exceptions.Throttled) and error.wait:
-        headers["Retry-After"] = str(int(error.wait) + 1)
+        headers["Retry-After"] = str(math.ceil(error.wait))
     fields: dict[str, list[str]] = {}
     detail, code = str(error.detail), str(getattr(error.detail, "code", error.default_code))
     if isinstance(error, exceptions.ValidationError):

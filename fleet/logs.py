@@ -1,5 +1,6 @@
 """How log events look: constant names with key-value data, as JSON lines or for the console."""
 
+import sys
 from typing import Any
 
 import structlog
@@ -20,7 +21,7 @@ def logging_config(*, as_json: bool, level: str) -> dict[str, Any]:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    renderer: list[Any] = [structlog.dev.ConsoleRenderer()]
+    renderer: list[Any] = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     if as_json:
         renderer = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
     formatter = {
@@ -34,5 +35,11 @@ def logging_config(*, as_json: bool, level: str) -> dict[str, Any]:
         "formatters": {"structlog": formatter},
         "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "structlog"}},
         "root": {"handlers": ["console"], "level": level},
-        "loggers": {"django": {"handlers": [], "propagate": True}, "celery": {"level": "INFO"}},
+        "loggers": {
+            "django": {"handlers": [], "propagate": True},
+            # A line per tick would drown the rest.
+            "celery.app.trace": {"level": "WARNING"},
+            "celery.beat": {"level": "WARNING"},
+            "celery.worker.strategy": {"level": "WARNING"},
+        },
     }

@@ -15,7 +15,7 @@ from fleet.devices.desired import ReleaseSet, current_set
 from fleet.devices.models import DesiredRecord, DeviceState
 from fleet.rollouts.models import Rollout, RolloutDevice
 from fleet.rollouts.planning import ChangeRefusedError, Plan, plan
-from fleet.rollouts.states import RolloutState, Step, steps_before
+from fleet.rollouts.states import RolloutState, Step
 from fleet.rollouts.targets import change_of, current_plan, records_of
 from registry.models import Release
 
@@ -64,9 +64,10 @@ def _hand_out(rollout: Rollout, rows: Sequence[RolloutDevice], records: dict[str
 
 
 def _supersede(rollout: Rollout, device_ids: list[str]) -> None:
-    """The newest change wins: whatever another rollout still had open on these devices is over."""
-    others = RolloutDevice.objects.filter(device_id__in=device_ids, state__in=steps_before(Step.SUPERSEDED))
-    others.exclude(rollout=rollout).update(state=Step.SUPERSEDED, reason=f"by_{rollout.pk}", updated_at=timezone.now())
+    """The change that began last wins: whatever another rollout had open on these devices is over. Drafts wait on."""
+    others = RolloutDevice.objects.filter(device_id__in=device_ids, state__in=[Step.PENDING, Step.UPDATING])
+    others = others.exclude(rollout=rollout).exclude(rollout__state=RolloutState.DRAFT)
+    others.update(state=Step.SUPERSEDED, reason=f"by_{rollout.pk}", updated_at=timezone.now())
 
 
 def take_back(rollout: Rollout, steps: Iterable[Step], *, then: Step, reason: str = "") -> None:
