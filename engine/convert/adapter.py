@@ -48,6 +48,7 @@ F32 = NDArray[np.float32]
 Stored = NDArray[np.float16] | NDArray[np.float32]
 Pairs = Mapping[str, Mapping[str, str]]
 EXTRAS_NAME: Final = "socle.json"
+MAX_EXTRAS_BYTES: Final = 1 << 20  # they travel in the manifest, which has a limit of its own
 
 _LORA_NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.[A-Za-z0-9_-]+)?\.weight")
 _UNSUPPORTED_NAMES: Final = {
@@ -98,7 +99,8 @@ def convert_adapter(source: Path, base_bundle: Path, bundle: Path, *, on_progres
 
 
 def _read_extras(source: Path) -> Extras:
-    document = {"business": {}, "golden_prompts": [], **read_optional_json(source / EXTRAS_NAME, BadExtrasError)}
+    extras = read_optional_json(source / EXTRAS_NAME, BadExtrasError, at_most_bytes=MAX_EXTRAS_BYTES)
+    document = {"business": {}, "golden_prompts": [], **extras}
     try:
         return from_document(Extras, document)
     except DecodeError as error:
@@ -177,7 +179,7 @@ def _read_matrices(
 ) -> dict[str, tuple[Stored, Stored]]:
     """A and scaled B of each module, in the element type that they are stored in."""
     exact = {
-        module: (tensors.float32(names["A"]), tensors.float32(names["B"]) * np.float32(options.scale(module)))
+        module: (tensors.float32(names["A"]), _scaled(tensors.float32(names["B"]), options.scale(module)))
         for module, names in pairs.items()
     }
     matrices: dict[str, tuple[Stored, Stored]] = {**exact} if base.weights == "float32" else _narrowed(exact)
@@ -186,6 +188,11 @@ def _read_matrices(
     if not any(a.any() and b.any() for a, b in matrices.values()):
         raise AllZeroError("the adapter changes nothing: for every module lora_A or lora_B is zero")
     return matrices
+
+
+def _scaled(b: F32, scale: float) -> F32:
+    with np.errstate(over="ignore"):  # the caller refuses what is not finite
+        return b * np.float32(scale)
 
 
 def _narrowed(exact: dict[str, tuple[F32, F32]]) -> dict[str, tuple[Stored, Stored]]:

@@ -22,11 +22,11 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}")
 
 
-def read_json(path: Path, damaged: type[ConversionError]) -> dict[str, Any]:
+def read_json(path: Path, damaged: type[ConversionError], *, at_most_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """A JSON object from a file; raises `damaged` if it is missing, too large or anything else."""
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise damaged(f"{path.name} is larger than {MAX_JSON_BYTES >> 20} MiB")
+        if path.stat().st_size > at_most_bytes:
+            raise damaged(f"{path.name} is larger than {at_most_bytes >> 20} MiB")
         document = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
     except FileNotFoundError as error:
         raise damaged(f"{path.name} is missing") from error
@@ -37,9 +37,11 @@ def read_json(path: Path, damaged: type[ConversionError]) -> dict[str, Any]:
     return document
 
 
-def read_optional_json(path: Path, damaged: type[ConversionError]) -> dict[str, Any]:
+def read_optional_json(
+    path: Path, damaged: type[ConversionError], *, at_most_bytes: int = MAX_JSON_BYTES
+) -> dict[str, Any]:
     """As `read_json`, and a missing file is an empty object."""
-    return read_json(path, damaged) if path.exists() else {}
+    return read_json(path, damaged, at_most_bytes=at_most_bytes) if path.exists() else {}
 
 
 class SourceTensors(Mapping[str, TensorSpec]):
