@@ -47,6 +47,7 @@ QWEN2 = replace(QWEN3, family="qwen2", head_dim=16, attention_bias=True, qk_norm
 LLAMA = replace(
     QWEN3,
     family="llama",
+    intermediate_size=88,  # no multiple of the group
     head_dim=16,
     qk_norm=False,
     tie_word_embeddings=False,

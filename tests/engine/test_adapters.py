@@ -88,10 +88,13 @@ def test_a_damaged_adapter_stays_unknown():
     assert "a" not in adapters
 
 
-def test_adding_again_loads_nothing():
-    adapters, loader = resident({"a": 10}, budget_bytes=40)
+def test_adding_again_loads_nothing_and_forgets_nothing():
+    adapters, loader = resident({"a": 10, "b": 20}, budget_bytes=40)
+    adapters.pin("b")
+    assert adapters.resident == ("b",)
     adapters.add("a", Path("a"), 10)
-    assert loader.loads == ["a"]
+    assert loader.loads == ["a", "b"]
+    assert "a" in adapters
 
 
 def test_removal_is_refused_while_in_use():

@@ -106,6 +106,7 @@ def test_a_stop_string_over_several_tokens_is_never_shown(open_engine):
     outputs = ask(open_engine(saying("one STEP, two STOP three")), replace(GREEDY, stop=("STOP",)))
     assert text_of(outputs) == "one STEP, two "
     assert outputs[-1].finish_reason is FinishReason.STOP
+    assert outputs[-1].usage.completion_tokens == len("one STEP, two STOP") + 1  # the stream is one token late
 
 
 def test_a_stop_string_that_the_last_characters_complete_counts(open_engine):
@@ -202,7 +203,9 @@ def test_a_context_that_is_too_long_is_refused_with_both_numbers(open_engine):
         engine.submit(Request(PROMPT, "a", None, replace(GREEDY, max_tokens=98)))
     with pytest.raises(ContextLengthError, match="make 101"):
         engine.submit(Request((1,) * 100, "a", None, GREEDY))
-    assert ask(open_engine(lambda _ids, _adapter: ord("a")))[-1].usage.completion_tokens == 97
+    endless = open_engine(lambda _ids, _adapter: ord("a"))
+    for sampling in (GREEDY, replace(GREEDY, max_tokens=97)):
+        assert ask(endless, sampling)[-1].usage.completion_tokens == 97
 
 
 @pytest.mark.parametrize("prompt", [(), (1, VOCAB_SIZE), (-1,)])
