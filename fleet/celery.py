@@ -6,7 +6,10 @@ from typing import Any
 from celery import Celery
 from celery.signals import setup_logging
 
+from fleet import broker
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "fleet.settings")
+broker.register()
 
 app = Celery("fleet")
 app.config_from_object("django.conf:settings", namespace="CELERY")
