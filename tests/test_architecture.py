@@ -19,10 +19,13 @@ CONVERSION_READS = {
     "engine.backends",
     "engine.backends.reference",
     "engine.backends.weights",
+    "engine.chat_template",
     "engine.convert",
     "engine.errors",
     "engine.layout",
+    "engine.parameters",
     "engine.strict_json",
+    "engine.tensor_file",
     "engine.tokenizer",
 }
 DOORS = {"engine.artifact", "engine.errors", "engine.strict_json"}
@@ -137,7 +140,7 @@ def test_the_server_enters_the_device_side_by_its_doors(package: str, allowed: t
     assert not offenders
 
 
-FLOORS = {"operators": 0, "devices": 0, "telemetry": 1, "rollouts": 2, "device_api": 3, "dashboard": 3}
+FLOORS = {"operators": 0, "devices": 1, "telemetry": 2, "rollouts": 3, "device_api": 4, "dashboard": 4}
 
 
 def test_inside_the_fleet_imports_go_down() -> None:

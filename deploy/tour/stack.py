@@ -6,6 +6,7 @@ log into `<directory>/logs`.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -165,6 +166,7 @@ class Stack:
         ours = {
             "SOCLE_DATA_DIR": str(self.directory / "data"),
             "SOCLE_POLL_INTERVAL_S": str(self.poll_interval_s),
+            "SOCLE_AGENT_ENGINE": json.dumps({"num_threads": 1}),  # several engines share these cores
             "PYTHONUNBUFFERED": "1",
         }
         return {**os.environ, **ours}
