@@ -84,7 +84,7 @@ def advance(*, claim: Claim, step: str, progress: float) -> None:
 
 def begin_conversion(*, claim: Claim) -> None:
     """The archive is unpacked; raises `SupersededError`."""
-    _change(claim, state=PublicationState.CONVERTING)
+    _change(claim, state=PublicationState.CONVERTING, step="converting")
 
 
 def publish(*, claim: Claim, bundle: Path) -> Release:

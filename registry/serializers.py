@@ -21,7 +21,7 @@ from registry.models import (
     validate_name,
 )
 from registry.uploads import current_offset
-from registry.versions import MAX_LENGTH, parse_version
+from registry.versions import MAX_LENGTH, PATTERN, parse_version
 
 _SHA256_PATTERN = r"^[0-9a-f]{64}\Z"
 
@@ -37,6 +37,7 @@ class StrictSerializer(serializers.Serializer[Any]):
         return super().to_internal_value(data)
 
 
+@extend_schema_field({"type": "string", "maxLength": MAX_LENGTH, "pattern": f"^{PATTERN}$"})
 class VersionField(serializers.CharField):
     """A semantic version."""
 

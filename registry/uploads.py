@@ -112,6 +112,7 @@ def _check_offset(upload: Upload, offset_bytes: int) -> None:
 def _receive(upload: Upload, read: Read, remaining_bytes: int) -> None:
     path = _data_path(upload)
     start = current_offset(upload)
+    _note_offset(upload, start)  # so that it does not expire meanwhile
     with path.open("ab") as file:
         try:
             _copy(read, file, remaining_bytes)

@@ -15,7 +15,8 @@ MAX_SORT_KEY_LENGTH = 512
 
 _NUMBER = r"0|[1-9][0-9]*"
 _IDENTIFIER = rf"(?:{_NUMBER}|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
-_VERSION = re.compile(rf"({_NUMBER})\.({_NUMBER})\.({_NUMBER})(?:-({_IDENTIFIER}(?:\.{_IDENTIFIER})*))?")
+PATTERN = rf"({_NUMBER})\.({_NUMBER})\.({_NUMBER})(?:-({_IDENTIFIER}(?:\.{_IDENTIFIER})*))?"
+_VERSION = re.compile(PATTERN)
 
 
 @dataclass(frozen=True, slots=True)
