@@ -1,1 +1,1 @@
-"""HTML for the people who operate the fleet. Reads through the queries of the other apps, writes through their actions."""
+"""HTML for the people who operate the fleet: reads by the other apps' queries, writes by their actions."""

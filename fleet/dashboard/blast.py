@@ -42,17 +42,14 @@ def _effect(command: Command, progress: DeviceProgress) -> str:
     failed, active = progress.counts[Step.FAILED], progress.counts[Step.ACTIVE]
     match command:
         case Command.PAUSE:
-            return f"{_devices(pending)} that {_have(pending)} not begun will wait; {updating} at work go on."
+            waiting = _count(pending, "device that has", "devices that have")
+            return f"{waiting} not begun will wait; {_count(updating, 'device at work goes', 'devices at work go')} on."
         case Command.ABORT:
-            back = pending + updating + failed
-            return f"{_devices(back)} will go back to what they had; {active} already active keep the new releases."
+            back = _count(pending + updating + failed, "device goes back to what it", "devices go back to what they")
+            return f"{back} had; {_count(active, 'that is active keeps', 'that are active keep')} the new releases."
         case _:
-            return f"{_devices(pending)} will get the change now."
+            return f"{_count(pending, 'device gets', 'devices get')} the change now."
 
 
-def _devices(count: int) -> str:
-    return f"{count} device{'' if count == 1 else 's'}"
-
-
-def _have(count: int) -> str:
-    return "has" if count == 1 else "have"
+def _count(count: int, singular: str, plural: str) -> str:
+    return f"{count} {singular if count == 1 else plural}"

@@ -42,7 +42,7 @@ _DEFAULT_RANGE = RANGES[1]
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One chart. `scale` turns the metric's unit into the one shown; `hint` and `command` stand where there is no data."""
+    """One chart. `scale` turns the metric's unit into `unit`; `hint` and `command` stand where there is no data."""
 
     name: str
     title: str
@@ -99,8 +99,6 @@ _MEMORY = Chart(
     scale=_MIB,
 )
 CHARTS = {chart.name: chart for chart in (_SPEED, _TTFT, _MEMORY)}
-FLEET_CHARTS = (_SPEED, _MEMORY)
-DEVICE_CHARTS = (_SPEED, _TTFT, _MEMORY)
 
 
 def chosen_range(name: str) -> TimeRange:

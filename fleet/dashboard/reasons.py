@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from django.utils.text import capfirst
+
 from fleet.dashboard.templatetags.dashboard import ago_words, size
 from fleet.devices.models import Device
 from fleet.devices.queries import DeviceStatus
@@ -26,6 +28,12 @@ _SKIPPED = {
     "no_base": "The device has no base model.",
     "adapter_left_behind": "An adapter on the device would not fit the new base.",
 }
+_AT_STEP = {
+    Step.UPDATING: "Reads what it shall have.",
+    Step.ACTIVE: "Has what the rollout brings.",
+    Step.FAILED: "Could not get there.",
+    Step.SUPERSEDED: "A newer rollout took over.",
+}
 
 
 def reason_of(device: Device) -> str:
@@ -49,7 +57,9 @@ def reason_of(device: Device) -> str:
 def _silence(device: Device) -> str:
     if device.last_seen_at is None:
         return "Was never heard from."
-    return f"Last heard from {ago_words(device.last_seen_at)}. Check its power, its network, and that the agent runs."
+    if device.status == DeviceStatus.STALE:
+        return f"Missed its last polls: heard from {ago_words(device.last_seen_at)}."
+    return f"Heard from {ago_words(device.last_seen_at)}. Check its power, its network, and that the agent runs."
 
 
 def _failure(report: dict[str, Any]) -> str:
@@ -74,18 +84,19 @@ def _step(device: Device, report: dict[str, Any]) -> str:
 
 
 def step_reason(row: RolloutDevice) -> str:
-    """Why a device is at its step in a rollout; from its report where that still is about the same revision."""
+    """Why a device is at its step in a rollout."""
+    if row.state == Step.SKIPPED:
+        return _SKIPPED.get(row.reason, "Was left out.")
+    if row.state == Step.PENDING:
+        return "Waits for its next poll." if row.revision else "Was not handed the change yet."
+    return _from_report(row) or _AT_STEP[Step(row.state)]
+
+
+def _from_report(row: RolloutDevice) -> str:
+    """The device's own words, where its last report still is about this rollout's revision."""
     report = row.device.report or {}
-    is_current = row.revision is not None and row.device.target_revision == row.revision
-    match row.state:
-        case Step.FAILED:
-            return _failure(report) if is_current and report.get("problem") else "Could not get there."
-        case Step.UPDATING if is_current:
-            return _step(row.device, report)
-        case Step.PENDING:
-            return "Waits for its next poll." if row.revision else "Was not handed the change yet."
-        case Step.SKIPPED:
-            return _SKIPPED.get(row.reason, "Was left out.")
-        case Step.SUPERSEDED:
-            return "A newer rollout took over."
-    return ""
+    if row.device.target_revision != row.revision:
+        return ""
+    if row.state == Step.FAILED and report.get("problem"):
+        return _failure(report)
+    return capfirst(_step(row.device, report)) if row.state == Step.UPDATING else ""

@@ -34,13 +34,17 @@ _SENTENCES: dict[str, tuple[Look, str]] = {
 }
 
 
+_MACHINERY = {"device", "rollout"}
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One event for a page. `more` is the words of a problem, `rollout_id` what it belongs to; both may be empty."""
+    """One event for a page; `actor` (a person or token), `more` (a problem's words) and `rollout_id` may be empty."""
 
     event: DeviceEvent
     look: Look
     text: str
+    actor: str
     more: str
     rollout_id: str
 
@@ -54,6 +58,7 @@ def line_of(event: DeviceEvent) -> Line:
         event=event,
         look=look,
         text=sentence.format_map(_Known({key: _words(value) for key, value in event.detail.items()})),
+        actor="" if event.actor in _MACHINERY else event.actor,
         more=problem.get("detail") or problem.get("code") or "",
         rollout_id=event.detail.get("rollout", ""),
     )

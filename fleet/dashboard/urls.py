@@ -1,4 +1,4 @@
-"""The pages' addresses. Filters, ranges and page numbers stand in the query string, so that an address can be shared."""
+"""The pages' addresses. Filters, ranges and page numbers stand in the query string, so that addresses can be shared."""
 
 from django.contrib.auth.views import LoginView, LogoutView
 from django.urls import path, reverse_lazy

@@ -10,7 +10,7 @@ from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from fleet.dashboard.looks import look_of
+from fleet.dashboard.looks import LOOKS, look_of
 from registry.models import Publication
 from registry.states import PublicationState
 
@@ -88,11 +88,11 @@ def digest(sha256: str) -> SafeString:
 
 @register.simple_tag
 def segments(family: str, counts: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Counts per state as the parts of one bar: look, count, and where the part begins and how long it is in percent."""
+    """Counts per state as the parts of one bar: look, count, where the part begins and how long it is, in percent."""
     total = sum(counts.values())
     parts, offset = [], 0.0
-    for state, count in counts.items():
-        if count:
+    for state in LOOKS[family]:
+        if count := counts.get(state, 0):
             width = 100 * count / total
             parts.append(
                 {"look": look_of(family, state), "count": count, "x": f"{offset:.3f}", "width": f"{width:.3f}"}

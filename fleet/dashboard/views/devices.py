@@ -8,7 +8,7 @@ from django.http import HttpRequest, HttpResponse
 from django.views.decorators.http import require_GET
 
 from fleet.dashboard.access import page
-from fleet.dashboard.charts import DEVICE_CHARTS, RANGES, chosen_range
+from fleet.dashboard.charts import CHARTS, RANGES, chosen_range
 from fleet.dashboard.reasons import reason_of
 from fleet.dashboard.timeline import line_of
 from fleet.dashboard.views.shell import not_found, page_of, show
@@ -85,7 +85,7 @@ def device_detail(request: HttpRequest, device_id: str) -> HttpResponse:
         reason=reason_of(detail.device),
         comparison=_comparison(detail),
         events=[line_of(event) for event in detail.events],
-        charts=DEVICE_CHARTS,
+        charts=CHARTS.values(),
         ranges=RANGES,
         range=time_range,
         query=urlencode({"range": time_range.name, "device": device_id}),

@@ -6,7 +6,7 @@ from django.http import HttpRequest, HttpResponse
 from django.views.decorators.http import require_GET
 
 from fleet.dashboard.access import page
-from fleet.dashboard.charts import FLEET_CHARTS, RANGES, chosen_range
+from fleet.dashboard.charts import CHARTS, RANGES, chosen_range
 from fleet.dashboard.reasons import reason_of
 from fleet.dashboard.timeline import line_of
 from fleet.dashboard.views.shell import show
@@ -41,7 +41,7 @@ def overview(request: HttpRequest) -> HttpResponse:
         newest_rollout=rollouts.rollouts().first(),
         publications=registry.publications_in_progress()[:NUM_ROLLOUTS],
         events=[line_of(event) for event in devices.recent_events()[:NUM_EVENTS]],
-        charts=FLEET_CHARTS,
+        charts=CHARTS.values(),
         ranges=RANGES,
         range=time_range,
         query=urlencode({"range": time_range.name}),

@@ -39,9 +39,9 @@ def not_found(request: HttpRequest, section: str, error: ApiError) -> HttpRespon
 
 def tell(request: HttpRequest, text: str) -> None:
     """Say at the top of the next page that something was done."""
-    messages.success(request, text, extra_tags="check")
+    messages.success(request, text)
 
 
 def tell_problem(request: HttpRequest, error: ApiError) -> None:
     """Say at the top of the next page why nothing was done."""
-    messages.error(request, f"{error.detail} {error.hint}".strip(), extra_tags="alert")
+    messages.error(request, f"{error.detail} {error.hint}".strip())

@@ -130,7 +130,7 @@
     drawMarks(plot) {
       const { ctx, bbox } = plot;
       ctx.save();
-      ctx.strokeStyle = css("--line-strong");
+      ctx.strokeStyle = css("--mute-solid");
       ctx.setLineDash([4, 4]);
       for (const mark of this.data.marks) {
         const x = Math.round(plot.valToPos(mark.at, "x", true)) + 0.5;
@@ -144,17 +144,15 @@
     }
 
     showKeys(index) {
-      const { series, unit } = this.data;
+      const { series, unit, marks, num_left_out: numLeftOut } = this.data;
       const atCursor = index !== null && index !== undefined;
-      this.keys.replaceChildren(
-        ...series.map((line, place) => {
-          const item = element("li");
-          const swatch = element("span", `swatch series-${(place % NUM_COLOURS) + 1}`);
-          const value = atCursor ? line.values[index] : lastKnown(line.values);
-          item.append(swatch, element("span", "", line.label), element("span", "value", `${number(value)} ${unit}`));
-          return item;
-        }),
-      );
+      const keys = series.map((line, place) => {
+        const value = atCursor ? line.values[index] : lastKnown(line.values);
+        return key(`series-${(place % NUM_COLOURS) + 1}`, line.label, `${number(value)} ${unit}`);
+      });
+      if (marks.length) keys.push(key("mark-line", "a rollout began", ""));
+      if (numLeftOut) keys.push(element("li", "quiet", `and ${numLeftOut} lower ones`));
+      this.keys.replaceChildren(...keys);
     }
 
     showTable() {
@@ -184,6 +182,12 @@
 
   const labels = (data) => [data.unit, ...data.series.map((line) => line.label)];
   const columns = (data) => [data.at, ...data.series.map((line) => line.values)];
+
+  function key(swatch, label, value) {
+    const item = element("li");
+    item.append(element("span", `swatch ${swatch}`), element("span", "", label), element("span", "value", value));
+    return item;
+  }
 
   function columnHead(text, className) {
     const cell = element("th", className, text);
