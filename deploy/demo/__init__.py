@@ -1,0 +1,1 @@
+"""The demo model: its data, its training, and the measured results that the product demo serves."""
