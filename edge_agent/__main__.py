@@ -39,7 +39,7 @@ from edge_agent.spool import Spool
 from edge_agent.state_dir import StateDir
 from edge_agent.store import Store
 from edge_agent.telemetry import Telemetry
-from edge_agent.trust import DeviceKey, Identity, unsigned
+from edge_agent.trust import DeviceKey, Identity, Unsigned
 from edge_agent.updater import Parts, Updater, UpdaterSettings
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="The Socle agent of this device.")
@@ -103,7 +103,7 @@ async def _serve(config: AgentConfig) -> None:
     state_dir.make()
     with state_dir.held():
         async with _http_client(config) as http:
-            identity = await identity_of(config, state_dir, lambda server: FleetClient(server, unsigned, http))
+            identity = await identity_of(config, state_dir, lambda server: FleetClient(server, Unsigned(), http))
             await assemble(config, state_dir, identity, http).run()
 
 
@@ -112,14 +112,14 @@ async def _enrol(config: AgentConfig) -> None:
     state_dir.make()
     with state_dir.held():
         async with _http_client(config) as http:
-            identity = await enrol_device(config, state_dir, lambda server: FleetClient(server, unsigned, http))
+            identity = await enrol_device(config, state_dir, lambda server: FleetClient(server, Unsigned(), http))
     typer.echo(f"{identity.name} is enrolled at {identity.server} as {identity.device_id}")
 
 
 def assemble(config: AgentConfig, state_dir: StateDir, identity: Identity, http: httpx2.AsyncClient) -> Daemon:
     """An agent from its settings and its identity."""
-    sign = DeviceKey.open_or_make(state_dir.key).signer(identity.device_id)
-    client = FleetClient(identity.server, sign, http)
+    signer = DeviceKey.open_or_make(state_dir.key).signer(identity.device_id)
+    client = FleetClient(identity.server, signer, http)
     store = Store(state_dir.root)
     host = Host(store, _host_settings(config))
     fetcher = Fetcher(client, store, _fetch_policy(config))

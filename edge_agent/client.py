@@ -19,7 +19,7 @@ import httpx2
 
 from edge_agent import protocol
 from edge_agent.errors import AgentError, RefusedError, UnavailableError, UnreachableError
-from edge_agent.trust import Sign
+from edge_agent.trust import Signer
 from engine.artifact import MAX_MANIFEST_BYTES
 from engine.strict_json import DecodeError, decode, encode
 
@@ -50,9 +50,9 @@ class FileStream:
 class FleetClient:
     """Calls `/device/v1/` of one server."""
 
-    def __init__(self, server: str, sign: Sign, http: httpx2.AsyncClient) -> None:
+    def __init__(self, server: str, signer: Signer, http: httpx2.AsyncClient) -> None:
         self._base = httpx2.URL(server.rstrip("/") + protocol.API_PREFIX + "/")
-        self._sign = sign
+        self._signer = signer
         self._http = http
 
     async def enrol(self, request: protocol.EnrolRequest) -> protocol.EnrolResponse:
@@ -110,13 +110,13 @@ class FleetClient:
     ) -> AsyncIterator[httpx2.Response]:
         """A signed request's answer, its body still to come; raises for everything but 2xx and 304."""
         url = self._base.join(path)
-        signature = self._sign(method, url.raw_path.decode(), body)
+        signature = self._signer.headers(method, url.raw_path.decode(), body)
         request = self._http.build_request(method, url, content=body or None, headers={**headers, **signature})
         try:
             answer = await self._http.send(request, stream=True)
             try:
                 if not (answer.is_success or answer.status_code == 304):
-                    raise _error_of(answer, await _read_at_most(answer, _MAX_ANSWER_BYTES))
+                    raise self._error_of(answer, await _read_at_most(answer, _MAX_ANSWER_BYTES))
                 yield answer
             finally:
                 await answer.aclose()
@@ -125,6 +125,15 @@ class FleetClient:
                 f"{self._base.host} did not answer {method} {path} ({type(error).__name__}: {error}): "
                 "look at the network and at the server"
             ) from error
+
+    def _error_of(self, answer: httpx2.Response, body: bytes) -> AgentError:
+        """As `_error_of`; a device whose clock is wrong sets it by the server's and may try again."""
+        error = _error_of(answer, body)
+        server_now = _http_date(answer.headers.get("Date"))
+        if error.code == "clock_skew" and server_now:
+            self._signer.set_clock(server_now.timestamp())
+            return UnavailableError(str(error), code=error.code)
+        return error
 
 
 async def _chunks(answer: httpx2.Response) -> AsyncIterator[bytes]:
@@ -166,7 +175,7 @@ def _start_of(answer: httpx2.Response, start: int, size_bytes: int) -> int:
     return start
 
 
-def _error_of(answer: httpx2.Response, body: bytes) -> AgentError:
+def _error_of(answer: httpx2.Response, body: bytes) -> UnavailableError | RefusedError:
     """The error that a status code and a problem document stand for."""
     problem = _problem(body)
     code = str(problem.get("code") or f"http_{answer.status_code}")
@@ -188,9 +197,13 @@ def _retry_after_s(value: str | None) -> float | None:
     """Seconds from a Retry-After header in either of its forms."""
     if (seconds := _seconds(value)) is not None:
         return seconds
+    at = _http_date(value)
+    return max(0.0, (at - datetime.now(UTC)).total_seconds()) if at else None
+
+
+def _http_date(value: str | None) -> datetime | None:
     with suppress(TypeError, ValueError):
-        at = email.utils.parsedate_to_datetime(value or "")
-        return max(0.0, (at - datetime.now(UTC)).total_seconds())
+        return email.utils.parsedate_to_datetime(value or "").replace(tzinfo=UTC)  # HTTP's dates are all in GMT
     return None
 
 

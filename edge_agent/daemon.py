@@ -83,6 +83,7 @@ class Daemon:
         self._last_contact_s: float | None = None
         self.api_url = ""
         """Where the local API listens; empty until it does."""
+        self._poll_due = asyncio.Event()
         self._report_due = asyncio.Event()
         self._status_due = asyncio.Event()
         self._send_due = asyncio.Event()
@@ -108,7 +109,7 @@ class Daemon:
         """Everything periodic."""
         never = asyncio.Event()
         return (
-            Job("poll", self._poll, never),
+            Job("poll", self._poll, self._poll_due),
             Job("report", self._report, self._report_due),
             Job("sample", self._sample, never),
             Job("sync_telemetry", self._sync_telemetry, never),
@@ -122,6 +123,8 @@ class Daemon:
         """The update machine has moved: the fleet and people shall hear."""
         if entry.state is State.COMMITTED:
             self.organs.recorder.update_committed()
+        if entry.state is State.FAILED:
+            self._poll_due.set()  # the server may want something else by now
         self._report_due.set()
         self._status_due.set()
 
@@ -278,4 +281,5 @@ async def _repeat(job: Job) -> None:
             log.warning("job.failed", job=job.name, error=str(error), delay_s=delay_s)
             await asyncio.sleep(retry_after_s or 0.0)  # a wake-up must not get around the server's word
         with suppress(TimeoutError):
-            await asyncio.wait_for(job.wake.wait(), delay_s)
+            async with asyncio.timeout(delay_s):  # not wait_for: in Python 3.11 it can swallow a cancellation
+                await job.wake.wait()

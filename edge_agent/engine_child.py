@@ -209,7 +209,8 @@ class EngineChild:
             assert self._process.stdin is not None
             self._process.stdin.close()
         try:
-            await asyncio.wait_for(self._process.wait(), self._settings.stop_timeout_s)
+            async with asyncio.timeout(self._settings.stop_timeout_s):
+                await self._process.wait()
         except TimeoutError:
             self.kill()
             await self._process.wait()
@@ -227,7 +228,8 @@ class EngineChild:
         settings = self._settings
         self._send(OpenEngine(str(bundle), settings.config, settings.heartbeat_interval_s))
         try:
-            opened = await asyncio.wait_for(asyncio.shield(self._opened), settings.open_timeout_s)
+            async with asyncio.timeout(settings.open_timeout_s):
+                opened = await asyncio.shield(self._opened)
         except TimeoutError as error:
             raise EngineGoneError(
                 f"the engine did not open within {settings.open_timeout_s:.0f} s: look at its log, or raise "
@@ -241,7 +243,8 @@ class EngineChild:
         self._calls[command.call_id] = future
         try:
             self._send(command)
-            return await asyncio.wait_for(future, self._settings.call_timeout_s)
+            async with asyncio.timeout(self._settings.call_timeout_s):
+                return await future
         except TimeoutError as error:
             raise EngineGoneError(f"the engine did not answer {type(command).__name__}", code="engine_hangs") from error
         finally:

@@ -23,6 +23,7 @@ from engine.artifact import FileEntry, Manifest
 
 log = structlog.get_logger()
 
+TOO_SLOW = "too_slow"
 OnBytes = Callable[[int], None]
 _READ_BYTES = 1 << 20
 
@@ -57,19 +58,23 @@ class RetryBudget:
 
     def __init__(self, policy: FetchPolicy) -> None:
         self._policy = policy
-        self._num_failures = 0
+        self._num_in_a_row = 0
+        self._num_too_slow = 0
+        """Counted apart: a server that trickles always brings some new bytes."""
 
     def refill(self) -> None:
         """New bytes came in."""
-        self._num_failures = 0
+        self._num_in_a_row = 0
 
     async def spend(self, error: TransientError) -> None:
         """Wait as long as is due before the next try."""
-        self._num_failures += 1
-        if self._num_failures > self._policy.max_retries:
+        self._num_in_a_row += 1
+        self._num_too_slow += error.code == TOO_SLOW
+        num_failures = max(self._num_in_a_row, self._num_too_slow)
+        if num_failures > self._policy.max_retries:
             raise error
-        delay_s = self._policy.backoff.delay_s(self._num_failures, error.retry_after_s)
-        log.warning("fetch.retry", code=error.code, error=str(error), failures=self._num_failures, delay_s=delay_s)
+        delay_s = self._policy.backoff.delay_s(num_failures, error.retry_after_s)
+        log.warning("fetch.retry", code=error.code, error=str(error), failures=num_failures, delay_s=delay_s)
         await asyncio.sleep(delay_s)
 
 
@@ -144,7 +149,7 @@ class Fetcher:
                     transfer.on_bytes(-start)
                 return await self._receive(stream, incoming, entry, sha256, transfer)
         except TimeoutError as error:
-            raise UnavailableError(f"{entry.path} comes in too slowly", code="too_slow") from error
+            raise UnavailableError(f"{entry.path} comes in too slowly", code=TOO_SLOW) from error
 
     async def _receive(
         self, stream: FileStream, incoming: Path, entry: FileEntry, sha256: Hash, transfer: _Transfer

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -254,7 +255,8 @@ class Host:
     async def _retire(self, child: EngineChild) -> None:
         """Stop a process when its last request has ended, or when that takes too long."""
         try:
-            await asyncio.wait_for(child.drained(), self._settings.drain_timeout_s)
+            async with asyncio.timeout(self._settings.drain_timeout_s):
+                await child.drained()
         except TimeoutError:
             log.warning("host.drain_timeout", pid=child.pid, in_flight=child.num_in_flight)
         await child.stop()
@@ -339,10 +341,9 @@ class Host:
             self.on_damage(desired)
 
     async def _wait_until_ready(self) -> None:
-        try:
-            await asyncio.wait_for(self._ready.wait(), self._settings.ready_wait_s)
-        except TimeoutError:
-            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.ready_wait_s):
+                await self._ready.wait()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

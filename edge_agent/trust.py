@@ -8,9 +8,10 @@ from __future__ import annotations
 import base64
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -27,13 +28,52 @@ from edge_agent.errors import NotEnrolledError
 from edge_agent.journal import replace_file
 from engine.strict_json import DecodeError, decode, encode
 
-Sign = Callable[[str, str, bytes], Mapping[str, str]]
-"""Method, target and body of a request -> the headers that prove who sends it."""
+
+class Signer(Protocol):
+    """Proves who sends a request."""
+
+    def headers(self, method: str, target: str, body: bytes) -> Mapping[str, str]:
+        """The headers that go with a request."""
+
+    def set_clock(self, now_s: float) -> None:
+        """Go by another clock than the device's from now on."""
 
 
-def unsigned(_method: str, _target: str, _body: bytes) -> Mapping[str, str]:
+class Unsigned:
     """For the one request that a device makes before it has an identity."""
-    return {}
+
+    def headers(self, _method: str, _target: str, _body: bytes) -> Mapping[str, str]:
+        """None."""
+        return {}
+
+    def set_clock(self, now_s: float) -> None:
+        """Nothing here depends on a clock."""
+
+
+class DeviceSigner:
+    """Signs requests in the name of a device."""
+
+    def __init__(self, private: Ed25519PrivateKey, device_id: str) -> None:
+        self._private = private
+        self._device_id = device_id
+        self._offset_s = 0.0
+
+    def headers(self, method: str, target: str, body: bytes) -> Mapping[str, str]:
+        """See `protocol.signing_input`."""
+        timestamp_s, nonce = int(time.time() + self._offset_s), secrets.token_hex(16)
+        signed = protocol.signing_input(
+            device_id=self._device_id, method=method, target=target, timestamp_s=timestamp_s, nonce=nonce, body=body
+        )
+        return {
+            protocol.HEADER_DEVICE: self._device_id,
+            protocol.HEADER_TIMESTAMP: str(timestamp_s),
+            protocol.HEADER_NONCE: nonce,
+            protocol.HEADER_SIGNATURE: base64.b64encode(self._private.sign(signed)).decode(),
+        }
+
+    def set_clock(self, now_s: float) -> None:
+        """A device without a battery for its clock signs by the server's."""
+        self._offset_s = now_s - time.time()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +112,9 @@ class DeviceKey:
         """The raw public key, as `protocol.EnrolRequest` wants it."""
         return base64.b64encode(self._private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
 
-    def signer(self, device_id: str) -> Sign:
+    def signer(self, device_id: str) -> DeviceSigner:
         """Signs requests in the name of a device."""
-
-        def sign(method: str, target: str, body: bytes) -> Mapping[str, str]:
-            timestamp_s, nonce = int(time.time()), secrets.token_hex(16)
-            signed = protocol.signing_input(
-                device_id=device_id, method=method, target=target, timestamp_s=timestamp_s, nonce=nonce, body=body
-            )
-            return {
-                protocol.HEADER_DEVICE: device_id,
-                protocol.HEADER_TIMESTAMP: str(timestamp_s),
-                protocol.HEADER_NONCE: nonce,
-                protocol.HEADER_SIGNATURE: base64.b64encode(self._private.sign(signed)).decode(),
-            }
-
-        return sign
+        return DeviceSigner(self._private, device_id)
 
 
 def read_identity(path: Path) -> Identity | None:

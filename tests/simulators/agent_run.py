@@ -21,7 +21,7 @@ from edge_agent.enrolment import identity_of
 from edge_agent.host import Host
 from edge_agent.protocol import UpdateState
 from edge_agent.state_dir import StateDir
-from edge_agent.trust import unsigned
+from edge_agent.trust import Unsigned
 from edge_agent.updater import Updater
 from tests.simulators.fleet_server import FleetServer
 
@@ -108,7 +108,7 @@ async def running_agent(state_dir: Path, fleet: FleetServer, **changes: Any) -> 
     directory.make()
     async with httpx2.AsyncClient(timeout=5.0, trust_env=False) as http:
         with directory.held():
-            identity = await identity_of(config, directory, lambda server: FleetClient(server, unsigned, http))
+            identity = await identity_of(config, directory, lambda server: FleetClient(server, Unsigned(), http))
             daemon = assemble(config, directory, identity, http)
             async with _running(daemon, directory) as agent:
                 yield agent

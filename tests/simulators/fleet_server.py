@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import json
 import re
+import sys
 import threading
 import time
 from collections import defaultdict, deque
@@ -127,8 +128,7 @@ class FleetServer:
         class Handler(_Handler):
             server_fleet = fleet
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", self._port), Handler)
         self._port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
@@ -177,6 +177,8 @@ class FleetServer:
         """What the fleet says, faults aside."""
         if (method, path) == ("POST", "/enrol"):
             return self._enrol(body)
+        if abs(time.time() - int(headers.get(protocol.HEADER_TIMESTAMP, "0"))) > protocol.MAX_CLOCK_SKEW_S:
+            return problem(401, "clock_skew")
         device_id = self._authenticate(method, path, headers, body)
         if device_id is None:
             return problem(401, "bad_signature")
@@ -253,6 +255,15 @@ class FleetServer:
 def problem(status: int, code: str) -> tuple[int, dict[str, str], bytes]:
     """A problem document."""
     return status, {}, json.dumps({"code": code, "detail": f"the simulator says {code}"}).encode()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that are killed are part of the plan; anything else is printed."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edge_agent.store import Store
+from engine.artifact import MANIFEST_NAME, read_manifest
+from engine.errors import BundleError
+from tests.simulators.bundles import make_adapter, make_base
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "state")
+
+
+def bring(store: Store, source: Path) -> str:
+    """All files of a bundle into the partial directory, as the fetcher leaves them."""
+    manifest, digest = read_manifest(source)
+    store.begin(digest, (source / MANIFEST_NAME).read_bytes())
+    for entry in store.missing_files(digest, manifest):
+        store.incoming(digest, entry).write_bytes((source / entry.path).read_bytes())
+        store.finish_file(digest, entry)
+    return digest
+
+
+def test_a_bundle_counts_once_it_is_whole(store: Store, tmp_path: Path) -> None:
+    make_base(tmp_path / "base", "base")
+    digest = bring(store, tmp_path / "base")
+    assert not store.holds(digest)
+    store.complete(digest)
+    assert store.holds(digest)
+    assert read_manifest(store.bundle(digest))[1] == digest
+    store.complete(digest)
+
+
+def test_a_manifest_of_another_digest_is_refused(store: Store, tmp_path: Path) -> None:
+    make_base(tmp_path / "base", "base")
+    with pytest.raises(BundleError, match="another digest"):
+        store.begin("0" * 64, (tmp_path / "base" / MANIFEST_NAME).read_bytes())
+
+
+def test_rot_between_download_and_use_is_found(store: Store, tmp_path: Path) -> None:
+    digest = make_base(tmp_path / "base", "base")
+    bring(store, tmp_path / "base")
+    weights = tmp_path / "state" / "partial" / digest / "weights.safetensors"
+    weights.write_bytes(b"x" + weights.read_bytes()[1:])
+    with pytest.raises(BundleError, match="SHA-256"):
+        store.complete(digest)
+    assert not store.holds(digest)
+    assert store.manifest(digest) is None
+
+
+def test_missing_bytes_count_what_has_come_of_a_file(store: Store, tmp_path: Path) -> None:
+    digest = make_base(tmp_path / "base", "base", size_bytes=1000)
+    manifest = store.begin(digest, (tmp_path / "base" / MANIFEST_NAME).read_bytes())
+    assert store.missing_bytes(digest, manifest) == 1002
+    weights = next(entry for entry in manifest.files if entry.size_bytes == 1000)
+    store.incoming(digest, weights).write_bytes(b"x" * 300)
+    assert store.missing_bytes(digest, manifest) == 702
+
+
+def test_a_file_that_another_bundle_has_is_not_fetched(store: Store, tmp_path: Path) -> None:
+    make_base(tmp_path / "one", "one")
+    store.complete(bring(store, tmp_path / "one"))
+    digest = make_base(tmp_path / "two", "two")
+    manifest = store.begin(digest, (tmp_path / "two" / MANIFEST_NAME).read_bytes())
+    reused = {entry.path: store.reuse_file(digest, entry) for entry in manifest.files}
+    assert reused == {"tokenizer.json": True, "weights.safetensors": False}
+
+
+def test_garbage_goes_and_what_is_kept_stays(store: Store, tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", "base")
+    adapter = make_adapter(tmp_path / "adapter", tmp_path / "base", "adapter")
+    for name in ("base", "adapter"):
+        store.complete(bring(store, tmp_path / name))
+    half = make_base(tmp_path / "half", "half")
+    store.begin(half, (tmp_path / "half" / MANIFEST_NAME).read_bytes())
+    assert store.collect(keep={base}) == 2
+    assert store.holds(base)
+    assert not store.holds(adapter)
+    assert store.manifest(half) is None
+
+
+def test_damaged_bundles_are_dropped_and_whole_ones_kept(store: Store, tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", "base")
+    adapter = make_adapter(tmp_path / "adapter", tmp_path / "base", "adapter")
+    for name in ("base", "adapter"):
+        store.complete(bring(store, tmp_path / name))
+    (store.bundle(adapter) / "adapter.safetensors").write_bytes(b"rot")
+    assert store.drop_damaged([base, adapter]) == [adapter]
+    assert store.holds(base)
+    assert not store.holds(adapter)

@@ -1,0 +1,313 @@
+"""Updates and what can go wrong in them: case, fault, expected chain of states, expected report."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from edge_agent.protocol import ReleaseRef
+from tests.edge_agent.conftest import Catalogue
+from tests.simulators.agent_run import AgentRun, running_agent
+from tests.simulators.fleet_server import Cut, FleetServer, Hold, Lost, Status, WrongBytes
+
+pytestmark = pytest.mark.anyio
+
+TO_VERIFYING = ["fetching", "admitting", "downloading", "verifying"]
+TO_PROBING = [*TO_VERIFYING, "switching", "probing"]
+ALL_THE_WAY = [*TO_PROBING, "committed", "idle"]
+
+Arrange = Callable[[FleetServer, Catalogue, ReleaseRef], ReleaseRef]
+
+
+def adapter(tag: str = "home 2", **options: object) -> Arrange:
+    return lambda _fleet, catalogue, _base: catalogue.adapter("home", tag, **options)
+
+
+def with_faults(path: str, *faults: object) -> Arrange:
+    """A good adapter, and faults before the requests for its files or its manifest."""
+
+    def arrange(fleet: FleetServer, catalogue: Catalogue, _base: ReleaseRef) -> ReleaseRef:
+        release = catalogue.adapter("home", "home 2")
+        fleet.order(path, *faults)
+        return release
+
+    return arrange
+
+
+def lying_manifest(fleet: FleetServer, catalogue: Catalogue, _base: ReleaseRef) -> ReleaseRef:
+    return replace(catalogue.adapter("home", "home 2"), digest=catalogue.adapter("other", "other").digest[::-1])
+
+
+def of_another_base(_fleet: FleetServer, catalogue: Catalogue, _base: ReleaseRef) -> ReleaseRef:
+    catalogue.base("other base")
+    return catalogue.adapter("home", "home 2", base="other base")
+
+
+def a_base_as_adapter(_fleet: FleetServer, catalogue: Catalogue, _base: ReleaseRef) -> ReleaseRef:
+    return catalogue.base("other base", name="home")
+
+
+def named_like_the_base(_fleet: FleetServer, catalogue: Catalogue, _base: ReleaseRef) -> ReleaseRef:
+    return catalogue.adapter("base", "home 2")
+
+
+def not_a_manifest(fleet: FleetServer, _catalogue: Catalogue, _base: ReleaseRef) -> ReleaseRef:
+    return fleet.publish_manifest("home", "2.0.0", b'{"kind":"adapter"}')
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """How an update is spoilt, and what must come of it; `code` None: it succeeds all the same."""
+
+    arrange: Arrange
+    states: list[str]
+    code: str | None = None
+
+
+CASES = {
+    "nothing wrong": Case(adapter(), ALL_THE_WAY),
+    "file cut": Case(with_faults("/files/", Cut(50)), ALL_THE_WAY),
+    "file wrong once": Case(with_faults("/files/", WrongBytes()), ALL_THE_WAY),
+    "manifest cut": Case(with_faults("/releases/", Cut(50)), ALL_THE_WAY),
+    "server down for a while": Case(with_faults("/releases/", *[Status(503)] * 3), ALL_THE_WAY),
+    "file gone": Case(with_faults("/files/", Status(410, "gone")), [*TO_VERIFYING[:3], "failed"], "gone"),
+    "file not found": Case(with_faults("/files/", Status(404, "nope")), [*TO_VERIFYING[:3], "failed"], "nope"),
+    "file always wrong": Case(
+        with_faults("/files/", *[WrongBytes()] * 2), [*TO_VERIFYING[:3], "failed"], "digest_mismatch"
+    ),
+    "manifest not found": Case(with_faults("/releases/", Status(404, "nope")), ["fetching", "failed"], "nope"),
+    "manifest of other content": Case(with_faults("/releases/", WrongBytes()), ["fetching", "failed"], "bad_bundle"),
+    "manifest of no sense": Case(not_a_manifest, ["fetching", "failed"], "bad_bundle"),
+    "adapter of another base": Case(of_another_base, ["fetching", "admitting", "failed"], "adapter_mismatch"),
+    "base as adapter": Case(a_base_as_adapter, ["fetching", "admitting", "failed"], "wrong_kind"),
+    "name twice": Case(named_like_the_base, ["fetching", "admitting", "failed"], "duplicate_name"),
+    "bad options": Case(
+        adapter(business={"sampling": {"heat": 1}}), ["fetching", "admitting", "failed"], "bad_business_options"
+    ),
+    "golden prompt answered otherwise": Case(
+        adapter(golden={"ping": "pong"}), [*TO_PROBING, "rolling_back", "failed"], "golden_prompt_failed"
+    ),
+    "golden prompt too long": Case(
+        adapter(golden={"too long": "x"}), [*TO_PROBING, "rolling_back", "failed"], "context_length_exceeded"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(CASES))
+async def test_an_update(fleet, catalogue, tmp_path: Path, name: str) -> None:
+    case = CASES[name]
+    base, old = catalogue.base(), catalogue.adapter("home", "home 1")
+    first = fleet.want(base, old)
+    async with running_agent(tmp_path / "state", fleet) as agent:
+        await agent.until_serving(first)
+        agent.states.clear()
+        second = fleet.want(base, case.arrange(fleet, catalogue, base))
+        await (agent.until_serving(second) if case.code is None else agent.until_failed(second))
+        assert [str(state) for state in agent.states] == case.states
+        assert await agent.ask("home", "hi") == ("home 2: hi" if case.code is None else "home 1: hi")
+        await agent.until(lambda: fleet.reports[-1].state == case.states[-1])
+        report = fleet.reports[-1]
+        assert (report.problem.code if report.problem else None) == case.code
+        assert report.revision == (second if case.code is None else first)
+        assert report.target_revision == second
+        assert report.adapters == (fleet.desired.adapters if case.code is None else (old,))
+
+
+async def test_nothing_is_downloaded_that_is_not_admitted(fleet, catalogue, tmp_path: Path) -> None:
+    release = catalogue.base(size_bytes=50_000)
+    fleet.want(release)
+    async with running_agent(tmp_path / "state", fleet, disk_reserve_bytes=1 << 60) as agent:
+        await agent.until_failed(1)
+        assert agent.updater.entry.problem.code == "disk_full"
+    fleet.want(release, limits=replace(fleet.desired.limits, memory_bytes=1 << 20))
+    async with running_agent(tmp_path / "state", fleet) as agent:
+        await agent.until_failed(2)
+        assert agent.updater.entry.problem.code == "not_enough_memory"
+    assert fleet.count("GET", "/files/") == 0
+
+
+async def test_evidence_says_what_the_golden_prompt_got(fleet, catalogue, tmp_path: Path) -> None:
+    base = catalogue.base()
+    fleet.want(base, catalogue.adapter("home", "home 1", golden={"ping": "pong"}))
+    async with running_agent(tmp_path / "state", fleet) as agent:
+        await agent.until_failed(1)
+        evidence = agent.updater.entry.problem.evidence
+        assert evidence == {"model": "home", "prompt": "ping", "expected": "pong", "got": "home 1: ping"}
+
+
+async def test_a_failed_revision_is_not_tried_again_and_a_newer_one_is(fleet, catalogue, tmp_path: Path) -> None:
+    base = catalogue.base()
+    fleet.want(base, catalogue.adapter("home", "bad", golden={"ping": "pong"}))
+    async with running_agent(tmp_path / "state", fleet) as agent:
+        await agent.until_failed(1)
+        polls = fleet.count("GET", "/desired")
+        await agent.until(lambda: fleet.count("GET", "/desired") > polls + 5)
+        assert agent.states.count("probing") == 1
+        second = fleet.want(base, catalogue.adapter("home", "good"))
+        await agent.until_serving(second)
+
+
+async def test_a_passing_failure_is_tried_a_few_times(fleet, catalogue, tmp_path: Path) -> None:
+    fleet.want(catalogue.base())
+    fleet.order("/files/", *[Status(503)] * 20)
+    async with running_agent(tmp_path / "state", fleet, download_max_retries=3) as agent:
+        await agent.until_serving(1)
+        assert agent.states.count("failed") >= 2
+
+
+async def test_an_adapter_too_big_for_now_keeps_the_old_one(fleet, catalogue, tmp_path: Path) -> None:
+    base = catalogue.base()
+    fleet.want(base, catalogue.adapter("home", "home 1"))
+    async with running_agent(tmp_path / "state", fleet) as agent:
+        await agent.until_serving(1)
+        fleet.want(base, catalogue.adapter("home", "too big"))
+        await agent.until(lambda: agent.updater.entry.attempt == 2)
+        assert agent.updater.entry.target.revision == 2
+        assert await agent.ask("home", "hi") == "home 1: hi"
+
+
+OVERTAKEN = {
+    "while fetching": ("/releases/", ["fetching", "fetching", *ALL_THE_WAY[1:]]),
+    "while downloading": ("/files/", ["fetching", "admitting", "downloading", "fetching", *ALL_THE_WAY[1:]]),
+}
+
+
+@pytest.mark.parametrize("name", list(OVERTAKEN))
+async def test_a_newer_desired_state_overtakes(fleet, catalogue, tmp_path: Path, name: str) -> None:
+    path, states = OVERTAKEN[name]
+    base, stuck, wanted = catalogue.base(), catalogue.adapter("home", "stuck"), catalogue.adapter("home", "wanted")
+    fleet.want(base)
+    async with running_agent(tmp_path / "state", fleet) as agent:
+        await agent.until_serving(1)
+        agent.states.clear()
+        hold = Hold(threading.Event())
+        fleet.order(path, hold)
+        fleet.want(base, stuck)
+        await asyncio.to_thread(hold.reached.wait)
+        third = fleet.want(base, wanted)
+        await agent.until_serving(third)
+        hold.release.set()
+        assert [str(state) for state in agent.states] == states
+        assert await agent.ask("home", "hi") == "wanted: hi"
+
+
+async def test_a_switch_that_is_overtaken_is_cleared_away(fleet, catalogue, tmp_path: Path) -> None:
+    base, old = catalogue.base(), catalogue.adapter("home", "old")
+    fleet.want(base, old)
+    async with running_agent(tmp_path / "state", fleet, engine={"load_s": 0.5}) as agent:
+        await agent.until_serving(1)
+        agent.states.clear()
+        fleet.want(base, catalogue.adapter("home", "overtaken"))
+        await agent.until(lambda: "switching" in agent.states)
+        third = fleet.want(base, old, catalogue.adapter("car", "car"))
+        await agent.until_serving(third)
+        assert agent.states[4:7] == ["switching", "rolling_back", "idle"]
+        assert await agent.ask("home", "hi") == "old: hi"
+        await agent.until(lambda: len(agent.host.served.child.loaded) == 2)
+
+
+async def test_only_what_is_new_is_downloaded(fleet, catalogue, tmp_path: Path) -> None:
+    base, home = catalogue.base(), catalogue.adapter("home", "home")
+    fleet.want(base, home)
+    async with running_agent(tmp_path / "state", fleet) as agent:
+        await agent.until_serving(1)
+        before = fleet.count("GET", "/files/")
+        second = fleet.want(base, home, catalogue.adapter("car", "car"))
+        await agent.until_serving(second)
+        assert fleet.count("GET", "/files/") == before + 1
+        assert fleet.count("GET", "/releases/") == 3
+        fourth = fleet.want(base) and fleet.want(base, home)
+        await agent.until_serving(fourth)
+        assert fleet.count("GET", "/files/") == before + 1
+
+
+async def test_what_nobody_needs_leaves_the_disk(fleet, catalogue, tmp_path: Path) -> None:
+    base = catalogue.base()
+    home, car = catalogue.adapter("home", "home"), catalogue.adapter("car", "car")
+    fleet.want(base, home)
+    async with running_agent(tmp_path / "state", fleet) as agent:
+        await agent.until_serving(1)
+        await agent.until_serving(fleet.want(base, car))
+        await agent.until(lambda: agent.host.served.child.loaded == {car.digest})
+        agent.updater.collect_garbage()
+        kept = {path.name for path in (tmp_path / "state" / "bundles").iterdir()}
+        assert kept == {base.digest, car.digest}
+
+
+async def test_an_empty_set_serves_nothing(fleet, catalogue, tmp_path: Path) -> None:
+    fleet.want(catalogue.base())
+    async with running_agent(tmp_path / "state", fleet) as agent:
+        await agent.until_serving(1)
+        fleet.want(None)
+        await agent.until(lambda: agent.updater.entry.served.revision == 2 and agent.states[-1] == "idle")
+        answer = await agent.api.post("/v1/completions", json={"model": "base", "prompt": "hi"})
+        assert answer.status_code == 503
+        assert int(answer.headers["Retry-After"]) > 0
+
+
+async def test_the_wanted_state_is_polled_with_its_etag_at_the_servers_pace(fleet, catalogue, tmp_path: Path) -> None:
+    fleet.want(catalogue.base())
+    async with running_agent(tmp_path / "state", fleet) as agent:
+        await agent.until_serving(1)
+        fleet.poll_after_s = 3600.0
+        polls = fleet.count("GET", "/desired")
+        await agent.until(lambda: fleet.count("GET", "/desired") > polls)
+        await asyncio.sleep(0.3)
+        assert fleet.count("GET", "/desired") == polls + 1
+
+
+async def test_an_older_revision_is_not_listened_to(fleet, catalogue, tmp_path: Path) -> None:
+    base = catalogue.base()
+    fleet.want(base, revision=7)
+    async with running_agent(tmp_path / "state", fleet) as agent:
+        await agent.until_serving(7)
+        fleet.want(None, revision=6)
+        polls = fleet.count("GET", "/desired")
+        await agent.until(lambda: fleet.count("GET", "/desired") > polls + 3)
+        assert agent.revision == 7
+
+
+async def test_progress_is_reported_in_the_middle_of_a_download(fleet, catalogue, tmp_path: Path) -> None:
+    fleet.want(catalogue.base(size_bytes=100_000))
+    async with running_agent(tmp_path / "state", fleet) as agent:
+        hold = Hold(threading.Event())
+        fleet.order("/files/", hold)
+        await asyncio.to_thread(hold.reached.wait)
+        await agent.until(lambda: any(report.progress for report in fleet.reports))
+        hold.release.set()
+        await agent.until_serving(1)
+    assert fleet.reports[-1].progress is None
+    assert {report.progress.total_bytes for report in fleet.reports if report.progress} == {100_002}
+
+
+async def test_a_lost_answer_to_a_report_costs_nothing(fleet, catalogue, tmp_path: Path) -> None:
+    fleet.order("/report", Lost(), Status(500), Lost())
+    fleet.want(catalogue.base())
+    async with running_agent(tmp_path / "state", fleet) as agent:
+        await agent.until_serving(1)
+        await agent.until(lambda: fleet.reports and fleet.reports[-1].revision == 1)
+
+
+async def test_the_device_serves_while_the_server_is_away(fleet, catalogue, tmp_path: Path) -> None:
+    base = catalogue.base()
+    fleet.want(base)
+    async with running_agent(tmp_path / "state", fleet) as agent:
+        await agent.until_serving(1)
+        fleet.stop()
+        await agent.until(lambda: agent.daemon.status()["server"]["problem"])
+        assert await agent.ask("base", "still there?") == "base: still there?"
+        second = fleet.want(base, catalogue.adapter("home", "home"))
+        fleet.start()
+        await agent.until_serving(second)
+
+
+async def test_a_device_with_a_wrong_clock_goes_by_the_servers(fleet, catalogue, tmp_path: Path) -> None:
+    fleet.want(catalogue.base())
+    async with running_agent(tmp_path / "state", fleet) as agent:
+        agent.daemon.organs.client._signer.set_clock(1000.0)
+        await agent.until_serving(1)
