@@ -62,8 +62,10 @@ def unpack(blocks: U8, bits: int, rows: int, inputs: int) -> tuple[U8, F16]:
 def dequantise(blocks: U8, bits: int, rows: int, inputs: int) -> NDArray[np.float32]:
     """The matrix [rows, inputs] that the blocks stand for."""
     values, scales = unpack(blocks, bits, rows, inputs)
-    centred = values.astype(np.float32) - ZERO_POINT[bits]  # [rows, inputs]
-    return centred * np.repeat(scales.astype(np.float32), GROUP_INPUTS, axis=1)[:, :inputs]
+    weights = values.astype(np.float32)  # [rows, inputs]
+    weights -= ZERO_POINT[bits]
+    weights *= np.repeat(scales.astype(np.float32), GROUP_INPUTS, axis=1)[:, :inputs]
+    return weights
 
 
 def dequantise_rows(blocks: U8, bits: int, indices: NDArray[np.integer], inputs: int) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.artifact import Architecture
-from engine.backends.reference import KvCache, Transformer, softmax
+from engine.backends.reference import KvCache, Transformer
 from engine.convert.building import Progress
 from engine.tokenizer import Tokenizer
 
@@ -73,6 +73,19 @@ def _multiply_whole(x: F32, weight: F32) -> F32:
 
 
 def _mean_kl(expected: F32, actual: F32) -> float:
-    p, q = softmax(expected.astype(np.float64)), softmax(actual.astype(np.float64))  # [num_tokens, vocab]
-    tiny = np.finfo(np.float64).tiny
-    return float(np.mean(np.sum(p * (np.log(p + tiny) - np.log(q + tiny)), axis=-1)))
+    """Row by row: in float64, all rows of a large vocabulary at once would take gigabytes."""
+    return float(
+        np.mean([_kl(p.astype(np.float64), q.astype(np.float64)) for p, q in zip(expected, actual, strict=True)])
+    )
+
+
+def _kl(expected: NDArray[np.float64], actual: NDArray[np.float64]) -> float:
+    difference = _log_softmax(expected) - _log_softmax(actual)  # [vocab]
+    return float(np.sum(np.exp(_log_softmax(expected)) * difference))
+
+
+def _log_softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of one row [vocab]."""
+    shifted: NDArray[np.float64] = x - x.max()  # [vocab]
+    normal: NDArray[np.float64] = shifted - np.log(np.sum(np.exp(shifted)))  # [vocab]
+    return normal
