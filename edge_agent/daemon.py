@@ -223,7 +223,7 @@ class Daemon:
 
     async def _write_status(self) -> float:
         data = json.dumps(self.status(), ensure_ascii=False, indent=1).encode()
-        replace_file(self._state_dir.status, data)
+        replace_file(self._state_dir.status, data, is_durable=False)  # often, and worth nothing after a power loss
         return _STATUS_INTERVAL_S
 
     def status(self) -> dict[str, Any]:

@@ -19,16 +19,18 @@ from engine.strict_json import DecodeError, decode, encode
 log = structlog.get_logger()
 
 
-def replace_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Put `data` at `path` so that a reader sees the old content or the new, also after a power loss."""
+def replace_file(path: Path, data: bytes, *, mode: int = 0o644, is_durable: bool = True) -> None:
+    """Put `data` at `path` so that a reader sees the old content or the new; if durable, also after a power loss."""
     temporary = path.with_name(f".{path.name}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        if is_durable:
+            os.fsync(file.fileno())
     temporary.rename(path)
-    sync_directory(path.parent)
+    if is_durable:
+        sync_directory(path.parent)
 
 
 def sync_directory(directory: Path) -> None:
