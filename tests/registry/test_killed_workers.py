@@ -125,19 +125,29 @@ def test_a_message_that_comes_twice_is_worked_on_once(queued, stored) -> None:
     assert queued.attempt == 1
 
 
-def test_a_worker_that_was_taken_for_dead_changes_nothing(queued, stored, tmp_path) -> None:
+def claim_again(publication: Publication) -> None:
+    """Another worker takes the publication over and has it in hand."""
+    publications.requeue_stalled(now=timezone.now() + STALLED_AFTER + timedelta(seconds=1))
+    assert publications.claim(publication_id=publication.pk).attempt == 2
+
+
+@pytest.mark.parametrize("go_on", [claim_again, lambda _publication: sweep_later()], ids=["in hand", "published"])
+def test_a_worker_that_was_taken_for_dead_changes_nothing(queued, tmp_path, go_on) -> None:
     late = publications.claim(publication_id=queued.pk)
-    sweep_later()
-    assert_published_and_clean(queued, stored)
+    go_on(queued)
+    before = Publication.objects.values().get(pk=queued.pk)
+    put_base(tmp_path, "other@1.0.0", content="other")
+    bundle = tmp_path / "bundles" / "other@1.0.0"
     for belated in (
         lambda: publications.beat(claim=late),
         lambda: publications.advance(claim=late, step="late", progress=0.5),
         lambda: publications.begin_conversion(claim=late),
+        lambda: publications.publish(claim=late, bundle=bundle),
     ):
         with pytest.raises(SupersededError):
             belated()
     publications.fail(claim=late, problem={"code": "late"})
-    assert_published_and_clean(queued, stored)
+    assert Publication.objects.values().get(pk=queued.pk) == before
 
 
 def test_a_worker_that_is_overtaken_in_its_work_gives_up(queued, stored) -> None:

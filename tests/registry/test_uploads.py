@@ -187,7 +187,8 @@ def test_too_many_announced_bytes_are_refused_before_they_are_read(publisher, up
 
 
 @pytest.mark.django_db(transaction=True)
-def test_too_many_bytes_of_unannounced_length_are_thrown_away(publisher, upload_url) -> None:
+def test_too_many_bytes_of_unannounced_length_are_thrown_away(publisher, upload_url, monkeypatch) -> None:
+    monkeypatch.setattr("registry.uploads._COPY_BYTES", 1000)
     publisher.patch(upload_url, ARCHIVE[:HALF])
     messages = [{"type": "http.request", "body": ARCHIVE[HALF:] + b"x", "more_body": False}]
     sent = asyncio.run(_patch_by_asgi(publisher, upload_url, messages, **{"upload-offset": str(HALF)}))
