@@ -105,12 +105,13 @@ def measure(device: Device, *, minutes: int = 60, adapters: tuple[str, ...] = ("
     for ago in range(minutes):
         minute_s = now_s - 60 * ago
         wave = math.sin(ago / 7)
-        memory = distribution_of([310e6 + 4e6 * wave + 12e6 * (sum(map(ord, device.name)) % 5)])
+        memory = distribution_of([310e6 + 4e6 * wave + 12e6 * (len(device.name) % 5)])
         samples.append(Sample(minute_s, Metric.ENGINE_PSS_BYTES, memory))
         for place, name in enumerate(adapters):
             speed = distribution_of([172 + 9 * wave - 14 * place, 181 + 6 * wave - 14 * place])
             samples.append(Sample(minute_s, Metric.DECODE_TOKENS_PER_S, speed, adapter_name=name))
-            samples.append(Sample(minute_s, Metric.TTFT_S, distribution_of([0.06 + 0.01 * wave]), adapter_name=name))
+            latency = distribution_of([0.06 + 0.01 * wave + 0.008 * place])
+            samples.append(Sample(minute_s, Metric.TTFT_S, latency, adapter_name=name))
     ingest(device=device, batch=TelemetryBatch(f"seed-{device.pk}", device.pk, tuple(samples)))
 
 
