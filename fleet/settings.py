@@ -14,6 +14,7 @@ import environ
 from csp.constants import NONE, SELF
 from django.core.exceptions import ImproperlyConfigured
 from environ.compat import DJANGO_POSTGRES
+from kombu import Exchange, Queue
 
 from fleet.bootstrap import load_or_create_secret_key, prepare_folder
 from fleet.logs import logging_config
@@ -230,6 +231,10 @@ if CELERY_BROKER_URL.startswith("filesystem:"):
         "data_folder_out": str(_BROKER_DIR / "messages"),
         "control_folder": str(prepare_folder(_BROKER_DIR / "control")),
     }
+# Converting a model takes minutes. A worker serves both queues unless told otherwise (-Q), and with more than one
+# thread or process rollouts never wait for a conversion.
+CELERY_TASK_QUEUES = [Queue(name, Exchange(name), routing_key=name) for name in ("celery", "conversion")]
+CELERY_TASK_ROUTES = {"registry.tasks.process_publication": {"queue": "conversion"}}
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_TASK_ALWAYS_EAGER = TESTING
 CELERY_TASK_EAGER_PROPAGATES = True

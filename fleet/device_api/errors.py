@@ -15,6 +15,15 @@ class UnauthorisedDeviceError(ApiError):
         self.code = code
 
 
+class MethodRefusedError(ApiError):
+    """The path does not know the method."""
+
+    code = "method_not_allowed"
+    status = 405
+    title = "Method not allowed"
+    default_hint = "The Allow header lists the methods."
+
+
 class WrongDeviceError(ApiError):
     """The body speaks for another device than the one that signed it."""
 

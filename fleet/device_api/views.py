@@ -9,13 +9,19 @@ from django.conf import settings
 from django.core.exceptions import RequestDataTooBig
 from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
-from django.http.response import HttpResponseBase, JsonResponse
+from django.http.response import HttpResponseBase
 from django.views.decorators.csrf import csrf_exempt
-from django.views.decorators.http import require_http_methods
 
 from edge_agent import protocol
+from engine.strict_json import encode
 from fleet.device_api.bodies import read_record
-from fleet.device_api.errors import BlobMissingError, BodyTooLargeError, NotDesiredError, WrongDeviceError
+from fleet.device_api.errors import (
+    BlobMissingError,
+    BodyTooLargeError,
+    MethodRefusedError,
+    NotDesiredError,
+    WrongDeviceError,
+)
 from fleet.device_api.files import answer_file
 from fleet.device_api.signing import authenticate, decode_public_key
 from fleet.devices import actions as devices
@@ -46,6 +52,7 @@ def device_view(*methods: str) -> Callable[[View], View]:
         @wraps(view)
         def answer(request: HttpRequest, **kwargs: Any) -> HttpResponseBase:
             try:
+                _check_method(request, methods)
                 response = view(request, **kwargs)
             except ApiError as error:
                 response = problem_response(error)
@@ -54,7 +61,7 @@ def device_view(*methods: str) -> Callable[[View], View]:
             response.headers.setdefault("Cache-Control", "no-store")
             return response
 
-        return require_http_methods(methods)(answer)
+        return answer
 
     return decorate
 
@@ -68,7 +75,8 @@ def enrol(request: HttpRequest) -> HttpResponseBase:
     if complaint or public_key is None:
         raise BadDeviceDataError(complaint)
     device = devices.enrol(request=introduction, public_key=public_key)
-    return JsonResponse({"device_id": device.pk, "poll_interval_s": settings.SOCLE_POLL_INTERVAL_S}, status=201)
+    answer = protocol.EnrolResponse(device.pk, settings.SOCLE_POLL_INTERVAL_S)
+    return HttpResponse(encode(answer), status=201, content_type="application/json")
 
 
 @device_view("GET")
@@ -133,6 +141,12 @@ def telemetry_batch(request: HttpRequest) -> HttpResponseBase:
 def poll_after_s() -> float:
     """The interval with jitter: devices that were switched on together must not call together for ever."""
     return settings.SOCLE_POLL_INTERVAL_S * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - no secret
+
+
+def _check_method(request: HttpRequest, methods: tuple[str, ...]) -> None:
+    if request.method not in methods:
+        allowed = ", ".join(methods)
+        raise MethodRefusedError(f"{request.method} is not known at this path.", headers={"Allow": allowed})
 
 
 def _desired_by(device: Device, prefix: str = "") -> Q:

@@ -79,7 +79,9 @@ def test_last_seen_is_written_once_a_minute(enrolled: Any) -> None:
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
 def test_other_methods_are_refused(enrolled: Any, method: str) -> None:
-    assert enrolled().call(method, "desired").status_code == 405
+    response = enrolled().call(method, "desired")
+    assert (response.status_code, response.json()["code"]) == (405, "method_not_allowed")
+    assert response.headers["Allow"] == "GET"
 
 
 def test_the_document_is_stored_as_it_is_sent(enrolled: Any) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import math
 import time
+import tracemalloc
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -103,6 +104,17 @@ def test_a_gzip_bomb_costs_no_more_than_the_limit(enrolled: Any) -> None:
     bomb = gzip.compress(b" " * (64 << 20))
     response = enrolled().call("POST", "telemetry", bomb, headers={"Content-Encoding": "gzip"})
     assert (response.status_code, response.json()["code"]) == (413, "body_too_large")
+
+
+def test_unpacking_a_bomb_takes_little_memory() -> None:
+    bomb = gzip.compress(b" " * (64 << 20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(BodyTooLargeError):
+            gunzip(bomb, 1 << 20)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_unpacking_stops_at_the_limit() -> None:
