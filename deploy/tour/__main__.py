@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 from deploy.tour.api import RefusedError
@@ -39,11 +40,12 @@ def main() -> int:
 
 def _run(stack: Stack, terminal: Terminal, arguments: argparse.Namespace) -> int:
     story = Story(stack, terminal, [f"device-{i + 1}" for i in range(arguments.devices)])
-    story.tell()
-    if not arguments.check:
-        story.show_where_to_look()
-        while True:
-            signal.pause()
+    with closing(story):
+        story.tell()
+        if not arguments.check:
+            story.show_where_to_look()
+            while True:
+                signal.pause()
     stack.stop()
     sys.stdout.write(story.report_json() + "\n")
     return 0

@@ -74,6 +74,7 @@ class Story:
         self.report = Report(devices=len(device_names))
         self.answers: list[Answer] = []
         self.api = Api(stack.url, token="", show=terminal.command)
+        self._device_apis: dict[str, DeviceApi] = {}
 
     def tell(self) -> None:
         """All steps in order."""
@@ -90,6 +91,11 @@ class Story:
             self.terminal.heading(f"{number}. {title}")
             with self._timed(name):
                 step()
+
+    def close(self) -> None:
+        """Let go of connections."""
+        for api in (self.api, *self._device_apis.values()):
+            api.client.close()
 
     def start(self) -> None:
         """Database, operator token, server, worker."""
@@ -235,7 +241,9 @@ class Story:
     def device(self, name: str) -> DeviceApi:
         """The local API of a device, where it listens now."""
         address = json.loads((self.stack.device_directory(name) / "run" / "api.json").read_text())
-        return DeviceApi(address["url"])
+        if address["url"] not in self._device_apis:
+            self._device_apis[address["url"]] = DeviceApi(address["url"])
+        return self._device_apis[address["url"]]
 
     def _engine_pss_bytes(self, name: str) -> int:
         child = self.stack.devices[name].child

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -25,4 +26,11 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         told.roll_out()
         yield told
     finally:
+        told.close()
         stack.stop()
+
+
+@pytest.fixture(scope="session")
+def answered() -> Counter[str]:
+    """How many requests for each adapter have been answered so far: the telemetry must know of as many."""
+    return Counter()
