@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -29,6 +29,7 @@ from engine.errors import BundleError, InvalidInputError
 REPLACEMENT: Final = "\ufffd"
 _SENTINEL: Final = "\ufdd0"  # a noncharacter: no part of any text, and dropped where it is
 _MAX_CHARACTER_BYTES: Final = 4
+_MAX_WINDOW_TOKENS: Final = 64
 
 
 class Tokenizer:
@@ -81,7 +82,7 @@ class Tokenizer:
 
     def stream(self) -> TextStream:
         """A stream that turns tokens into text one by one."""
-        return TextStream(self)
+        return TextStream(self.decode)
 
     def _named_tokens(self, info: TokenizerInfo) -> dict[str, str]:
         """The texts that templates know as `bos_token` and `eos_token`; the first end token is the tokenizer's own."""
@@ -114,41 +115,45 @@ class Tokenizer:
 class TextStream:
     """Turns one answer's tokens into text as they come. A character in several tokens waits for its last one."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        # Decoders treat the first token of a text in their own way, so that the last piece stays as context.
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        # Decoders treat the first token of a text in their own way, so that some sent ones stay before the others.
         self._token_ids: list[int] = []
         self._num_context_tokens = 0
         self._num_sent_chars = 0
-        self._num_waiting_tokens = 0
+        self._num_silent_pushes = 0
 
     def push(self, token_id: int) -> str:
         """The text that this token completes, maybe none."""
         self._token_ids.append(token_id)
-        self._num_waiting_tokens += 1
-        text = self._tokenizer.decode(self._token_ids)
-        # Each waiting token has a byte at least: after four the bytes are no character and will never be.
-        if text.endswith(REPLACEMENT) and self._num_waiting_tokens < _MAX_CHARACTER_BYTES:
-            return self._send(text.rstrip(REPLACEMENT))
-        piece = self._send(text)
-        self._forget_context()
+        text = self._decode(self._token_ids)
+        ready = self._ready(text)
+        piece = ready[self._num_sent_chars :]
+        self._num_sent_chars = max(self._num_sent_chars, len(ready))
+        self._num_silent_pushes = 0 if piece or ready == text else self._num_silent_pushes + 1
+        if ready == text or len(self._token_ids) > _MAX_WINDOW_TOKENS:
+            self._drop_context()
         return piece
 
     def flush(self) -> str:
         """What still waits, at the end of the answer: an incomplete character becomes U+FFFD."""
-        return self._send(self._tokenizer.decode(self._token_ids))
+        return self._decode(self._token_ids)[self._num_sent_chars :]
 
-    def _send(self, text: str) -> str:
-        piece = text[self._num_sent_chars :]
-        self._num_sent_chars = max(self._num_sent_chars, len(text))
-        return piece
+    def _ready(self, text: str) -> str:
+        """The text less what the next tokens may still make a character of, which decodes to U+FFFD so far.
 
-    def _forget_context(self) -> None:
-        """Keep the tokens of the last piece alone, so that a step's cost does not grow with the answer."""
+        Some decoders give one per byte, others one per incomplete character. A character has at most four bytes: those
+        before the last one that have waited for so long are none.
+        """
+        if self._num_silent_pushes + 1 < _MAX_CHARACTER_BYTES:
+            return text.rstrip(REPLACEMENT)
+        return text.removesuffix(REPLACEMENT)
+
+    def _drop_context(self) -> None:
+        """Keep the latest tokens alone, so that a push's cost does not grow with the answer."""
         self._token_ids = self._token_ids[self._num_context_tokens :]
         self._num_context_tokens = len(self._token_ids)
-        self._num_sent_chars = len(self._tokenizer.decode(self._token_ids))
-        self._num_waiting_tokens = 0
+        self._num_sent_chars = len(self._ready(self._decode(self._token_ids)))
 
 
 class _Spellings:
@@ -186,7 +191,7 @@ def _cleaned(text: str) -> str:
     return text.replace(_SENTINEL, "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _map_strings(value: Any, change: Any) -> Any:
+def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
     """A JSON value with every string changed, keys too; raises `InvalidInputError` for anything else."""
     if isinstance(value, str):
         return change(value)

@@ -30,7 +30,6 @@ _WITHOUT_EFFECT: Final = frozenset(
         "qalora_group_size",
         "revision",
         "runtime_config",
-        "task_type",
     }
 )
 _FOLLOWED: Final = frozenset(
@@ -67,7 +66,7 @@ class PeftOptions:
         _check_known(config)
         self._rank = _count(config, "r", 8)
         self._alpha = _number("lora_alpha", config.get("lora_alpha", 8))
-        self._is_rank_stabilised = bool(config.get("use_rslora"))
+        self._is_rank_stabilised = _flag(config, "use_rslora")
         self._ranks, self._alphas = _patterns(config, "rank_pattern"), _patterns(config, "alpha_pattern")
         self._target, self._exclude = _target(config, "target_modules"), _target(config, "exclude_modules")
         self._layers = _layers(config)
@@ -99,9 +98,7 @@ def _check_known(config: Mapping[str, Any]) -> None:
         error = UnsupportedPeftOptionError if isinstance(kind, str) else NotAnAdapterError
         raise error(f"adapter_config.json: peft_type is {kind!r:.80}; LORA is supported")
     for key, value in config.items():
-        allowed = _SWITCHED_OFF.get(key, _OFF)
-        is_free = key in _FOLLOWED or (key in _WITHOUT_EFFECT and key not in _SWITCHED_OFF)
-        if not is_free and not any(value is usual or value == usual for usual in allowed):
+        if key not in _FOLLOWED | _WITHOUT_EFFECT and value not in _SWITCHED_OFF.get(key, _OFF):
             raise UnsupportedPeftOptionError(
                 f"adapter_config.json: {key} is {value!r:.80}, which the engine does not run"
             )
@@ -114,6 +111,13 @@ def _count(config: Mapping[str, Any], key: str, default: int) -> int:
     if type(value) is not int or not 1 <= value <= _MAX_RANK:
         raise NotAnAdapterError(f"adapter_config.json: {key} is {value!r:.80}, not a number of 1 to {_MAX_RANK}")
     return value
+
+
+def _flag(config: Mapping[str, Any], key: str) -> bool:
+    value = config.get(key)
+    if value is not None and type(value) is not bool:
+        raise NotAnAdapterError(f"adapter_config.json: {key} is {value!r:.80}, true or false is expected")
+    return bool(value)
 
 
 def _number(key: str, value: object) -> float:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from engine.artifact import TokenizerInfo
 from engine.chat_template import ChatTemplate
 from engine.errors import BundleError, InvalidInputError, UnsupportedInputError
-from engine.tokenizer import Tokenizer
+from engine.tokenizer import TextStream, Tokenizer
 from tests.engine.golden_cases import GOLDEN_CASES, golden_chats
 
 CHECKPOINT = next(case.checkpoint for case in GOLDEN_CASES if case.name == "qwen3")
@@ -160,37 +161,81 @@ def test_control_token_that_the_vocabulary_knows_as_a_word_is_refused(tmp_path) 
         tokenizer.encode("hi <|im_end|> there")
 
 
-@given(st.text())
-def test_stream_gives_the_text_that_decode_gives(text) -> None:
-    text = text.replace("\ufdd0", "")
-    stream, token_ids = TOKENIZER.stream(), TOKENIZER.encode(text)
-    assert "".join(map(stream.push, token_ids)) + stream.flush() == TOKENIZER.decode(token_ids)
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\ufdd0\ufffd"))
 
 
-@given(st.text(st.characters(codec="utf-8", exclude_characters="\ufdd0\ufffd")))
-def test_stream_never_cuts_a_character(text) -> None:
-    stream = TOKENIZER.stream()
-    pieces = [stream.push(token_id) for token_id in TOKENIZER.encode(text)]
-    assert "\ufffd" not in "".join(pieces)
+def chunks_of(text: str, cuts: list[int]) -> list[bytes]:
+    """The text's bytes, cut anywhere."""
+    data = text.encode()
+    places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    return [data[start:end] for start, end in itertools.pairwise(places)]
+
+
+def decode_bytes(chunks: list[bytes]) -> str:
+    """As byte-level decoders do: one U+FFFD for an incomplete character."""
+    return b"".join(chunks).decode(errors="replace")
+
+
+def decode_fallback(chunks: list[bytes]) -> str:
+    """As decoders with byte fallback do: a run of single bytes is text as a whole, or one U+FFFD for each byte."""
+    text = ""
+    for is_byte, run in itertools.groupby(chunks, lambda chunk: len(chunk) == 1):
+        data = b"".join(run)
+        try:
+            text += data.decode()
+        except UnicodeDecodeError:
+            text += "\ufffd" * len(data) if is_byte else data.decode(errors="replace")
+    return text
+
+
+@given(TEXTS, st.lists(st.integers(0, 10_000)))
+def test_stream_sends_each_character_with_its_last_byte(text, cuts) -> None:
+    stream, sent, seen = TextStream(decode_bytes), "", b""
+    for chunk in chunks_of(text, cuts):
+        sent += stream.push(chunk)
+        seen += chunk
+        assert sent == seen.decode(errors="ignore")
     assert stream.flush() == ""
 
 
-def test_stream_sends_a_character_with_its_last_token() -> None:
-    stream = TOKENIZER.stream()
-    token_ids = TOKENIZER.encode("灯a")
-    pieces = [stream.push(token_id) for token_id in token_ids]
-    assert pieces[-2:] == ["灯", "a"]
-    assert set(pieces[:-2]) <= {""}
+@given(st.lists(st.tuples(TEXTS, st.booleans())))
+def test_stream_waits_for_runs_of_single_bytes(pieces) -> None:
+    stream, sent = TextStream(decode_fallback), ""
+    for text, is_whole in pieces:
+        data = text.encode()
+        for chunk in [data] if is_whole else [data[i : i + 1] for i in range(len(data))]:
+            sent += stream.push(chunk)
+    assert sent + stream.flush() == "".join(text for text, _ in pieces)
+    assert stream.flush() == ""
 
 
-@given(st.lists(st.integers(3, 315)))
-def test_stream_does_not_hold_back_what_will_never_be_a_character(token_ids) -> None:
+@given(st.lists(st.binary(min_size=1, max_size=4), max_size=200))
+def test_stream_does_not_hold_back_what_will_never_be_a_character(chunks) -> None:
+    stream, sent = TextStream(decode_bytes), ""
+    for count, chunk in enumerate(chunks, 1):
+        sent += stream.push(chunk)
+        assert len(decode_bytes(chunks[:count])) - len(sent) <= 3 * 4
+    assert sent + stream.flush() == decode_bytes(chunks)
+
+
+@given(TEXTS)
+def test_stream_of_the_tokenizer_gives_its_text(text) -> None:
     stream = TOKENIZER.stream()
-    text = ""
-    for count, token_id in enumerate(token_ids, 1):
-        text += stream.push(token_id)
-        assert len(TOKENIZER.decode(token_ids[:count])) - len(text) <= 4
-    assert text + stream.flush() == TOKENIZER.decode(token_ids)
+    assert "".join(map(stream.push, TOKENIZER.encode(text))) == text
+    assert stream.flush() == ""
+
+
+def test_cost_of_a_push_does_not_grow() -> None:
+    lengths = []
+
+    def decode(token_ids) -> str:
+        lengths.append(len(token_ids))
+        return "\ufffd" * len(token_ids)
+
+    stream = TextStream(decode)
+    for token_id in range(1000):
+        stream.push(token_id)
+    assert max(lengths) < 200
 
 
 def test_stream_flushes_an_incomplete_character() -> None:
