@@ -28,7 +28,7 @@ def staging_name(publication_id: UUID, attempt: int) -> str:
 
 def _collect_blobs(store: BlobStore) -> None:
     named = set(ReleaseFile.objects.values_list("sha256", flat=True).distinct())
-    named |= set(Upload.objects.exclude(completed_at=None).values_list("sha256", flat=True))
+    named |= set(Upload.objects.values_list("sha256", flat=True))
     for sha256 in set(store.all_digests()) - named:
         store.remove(sha256)
 

@@ -232,6 +232,21 @@ def test_a_name_is_for_one_kind(publisher) -> None:
     assert_problem(refused, 409, "kind_conflict")
 
 
+def test_of_two_kinds_under_one_name_the_first_to_be_published_wins(publisher) -> None:
+    publisher.publish_base()
+    archives = {"base": tar_of(base_files(seed=3)), "adapter": tar_of(adapter_files())}
+    announced = [
+        publisher.announce(archives["base"], kind="base", name="home", version="1.0.0").json(),
+        publisher.announce(archives["adapter"], kind="adapter", name="home", version="2.0.0", base="tiny").json(),
+    ]
+    for publication in announced:
+        publisher.patch(publication["upload"]["url"], archives[publication["kind"]])
+        publisher.send("POST", f"/publications/{publication['id']}/finish")
+    first, second = (publisher.get(f"/publications/{publication['id']}").json() for publication in announced)
+    assert first["state"] == "published"
+    assert (second["state"], second["problem"]["code"]) == ("failed", "kind_conflict")
+
+
 def test_an_adapter_stays_with_the_base_that_its_alias_meant_at_first(publisher) -> None:
     first = publisher.publish_base()
     publisher.send("PUT", "/artifacts/tiny/aliases/stable", {"version": "1.0.0"})
