@@ -192,6 +192,21 @@ def test_abort_leaves_alone_what_a_newer_rollout_wrote(operator: Any, enrolled: 
     assert [a.name for a in device.desired().adapters] == ["home"]
 
 
+def test_a_rollout_that_failed_owns_nothing_once_a_newer_one_came(
+    operator: Any, enrolled: Any, publish: Any, base: Any
+) -> None:
+    publish("tiny@2.0.0")
+    device = enrolled()
+    failed = roll_out(operator, base="tiny@2.0.0", devices=[device.device_id])
+    device.fails(device.desired())
+    newer = roll_out(operator, base="tiny@1.0.0", devices=[device.device_id])
+    assert operator.post(f"/rollouts/{failed['id']}/abort").json()["state"] == "aborted"
+    assert (device.desired().base.version, device.desired().revision) == ("1.0.0", 2)
+    settle(device)
+    assert counts(operator, failed) == {"failed": 1}
+    assert counts(operator, newer) == {"active": 1}
+
+
 @pytest.mark.parametrize(
     ("commands", "status"),
     [
