@@ -3,6 +3,8 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import expect
 
+from tests.fleet.dashboard.small_fleet import measure
+
 COUNT_OF_COLOUR = """async ([figure, colour]) => {
   await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
   const drawn = document.querySelector(`[data-src*="/charts/${figure}"] canvas`);
@@ -31,6 +33,14 @@ def test_lines_are_drawn_in_the_theme_s_colours(colleague, scheme):
     for figure, num_lines in (("speed", 2), ("ttft", 2), ("memory", 3)):
         for number in range(1, num_lines + 1):
             assert page.evaluate(COUNT_OF_COLOUR, [figure, f"--series-{number}"]) > 100, (figure, number)
+
+
+def test_a_single_measured_minute_is_seen(colleague, fleet):
+    measure(fleet.devices["hallway-hub"], minutes=1)
+    page = colleague()
+    page.goto(f"/devices/{fleet.devices['hallway-hub'].pk}?range=7d")
+    wait_until_drawn(page)
+    assert page.evaluate(COUNT_OF_COLOUR, ["memory", "--series-1"]) > 8
 
 
 def test_a_change_of_theme_redraws(colleague):

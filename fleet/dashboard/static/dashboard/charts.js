@@ -33,6 +33,11 @@
     return new Date(at * 1000).toLocaleString("en-GB", options);
   }
 
+  // A line needs two neighbours: where points are not drawn anyway, those between two gaps are, or they would be lost.
+  const lonely = (values) => [...values.keys()].filter(
+    (at) => values[at] != null && values[at - 1] == null && values[at + 1] == null,
+  );
+
   const lastKnown = (values) => values.findLast((value) => value !== null);
 
   class Chart {
@@ -117,7 +122,7 @@
             label: line.label,
             stroke: colour(index),
             width: 1.75,
-            points: { size: 5, fill: colour(index) },
+            points: { size: 5, fill: colour(index), filter: (plot, place, all) => (all ? null : lonely(plot.data[place])) },
           })),
         ],
       };
