@@ -71,10 +71,11 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """A set on trial. `served` is None for the empty set."""
+    """A set on trial. `served` is None for the empty set; `is_in_place` says that it is on the process that serves."""
 
     desired: DesiredState
     served: Served | None
+    is_in_place: bool = False
 
 
 class Host:
@@ -138,9 +139,9 @@ class Host:
         if desired.base is None:
             self._staged = Staged(desired, None)
             return
-        child = await self._child_running(desired.base) or await self._start_fresh(desired, desired.base)
-        staged = self._served_on(child, desired)
-        self._staged = Staged(desired, staged)
+        running = await self._child_running(desired.base)
+        child = running or await self._start_fresh(desired, desired.base)
+        self._staged = Staged(desired, self._served_on(child, desired), is_in_place=running is not None)
         await self._load_adapters(child, desired)
 
     @property

@@ -24,7 +24,7 @@ def read_status(state_dir: StateDir) -> dict[str, Any]:
             f"no agent has run on {state_dir.root} yet: start one with `python -m edge_agent run --state-dir "
             f"{state_dir.root} --server URL --token TOKEN`"
         )
-    return {"is_running": is_running, **status}
+    return {**status, "is_running": is_running}
 
 
 def _ask(state_dir: StateDir) -> dict[str, Any] | None:

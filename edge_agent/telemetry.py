@@ -170,8 +170,10 @@ def _sample(minute_s: int, metric: Metric, subject: Subject, values: list[float]
 
 
 def _num_samples(batch: Path) -> int:
+    """Samples that are lost with a batch; those that it said were lost before count on."""
     try:
-        return len(decode(TelemetryBatch, gzip.decompress(batch.read_bytes())).samples)
+        samples = decode(TelemetryBatch, gzip.decompress(batch.read_bytes())).samples
     except (OSError, EOFError, DecodeError) as error:
         log.warning("telemetry.bad_batch", batch=batch.name, error=str(error))
         return 1
+    return sum(round(s.value.sum) if s.metric is Metric.SAMPLES_DROPPED else 1 for s in samples)

@@ -15,7 +15,7 @@ import structlog
 
 from edge_agent import checks
 from edge_agent.client import FleetClient
-from edge_agent.errors import AgentError, TransientError
+from edge_agent.errors import AgentError, EngineGoneError, TransientError
 from edge_agent.fetcher import Fetcher, Pace, RetryBudget
 from edge_agent.host import Host, Served
 from edge_agent.journal import Journal
@@ -150,7 +150,8 @@ class Updater:
             return await effect()
         except (AgentError, BundleError) as error:
             problem = error.as_problem() if isinstance(error, AgentError) else Problem(error.code, str(error))
-            return Happening(Event.GAVE_UP, problem=problem, retryable=isinstance(error, TransientError))
+            is_passing = isinstance(error, TransientError) and not self._took_the_engine_down(error)
+            return Happening(Event.GAVE_UP, problem=problem, retryable=is_passing)
         except OSError as error:
             problem = Problem("disk_error", f"{error}: look at the device's disk and its free space")
             return Happening(Event.GAVE_UP, problem=problem, retryable=True)
@@ -160,6 +161,11 @@ class Updater:
             log.exception("update.bug", state=self._entry.state)
             detail = f"{type(error).__name__}: {error}. This is a bug of the agent: look at its log and report it."
             return Happening(Event.GAVE_UP, problem=Problem("internal_error", detail), retryable=True)
+
+    def _took_the_engine_down(self, error: AgentError) -> bool:
+        """Whether the staged set has crashed the very process that serves: it is not tried on it a second time."""
+        staged = self._parts.host.staged
+        return isinstance(error, EngineGoneError) and staged is not None and staged.is_in_place
 
     # Effects, in the order of the machine
 

@@ -12,7 +12,7 @@ import pytest
 
 from edge_agent.protocol import ReleaseRef
 from tests.edge_agent.conftest import Catalogue
-from tests.simulators.agent_run import AgentRun, running_agent
+from tests.simulators.agent_run import running_agent
 from tests.simulators.fleet_server import Cut, FleetServer, Hold, Lost, Status, WrongBytes
 
 pytestmark = pytest.mark.anyio

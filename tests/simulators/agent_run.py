@@ -103,7 +103,7 @@ class AgentRun:
 @asynccontextmanager
 async def running_agent(state_dir: Path, fleet: FleetServer, **changes: Any) -> AsyncIterator[AgentRun]:
     """An agent from its boot to its stop."""
-    config = quick_config(state_dir, fleet.url, **changes)
+    config = quick_config(state_dir, changes.pop("server", fleet.url), **changes)
     directory = StateDir(state_dir)
     directory.make()
     async with httpx2.AsyncClient(timeout=5.0, trust_env=False) as http:

@@ -111,6 +111,7 @@ class FleetServer:
         self._manifests: dict[str, bytes] = {}
         self._files: dict[str, bytes] = {}
         self._nonces: set[str] = set()
+        self._enrolled: dict[tuple[str, str], str] = {}
         self._faults: dict[str, deque[Fault]] = defaultdict(deque)
         self._lock = threading.Lock()
         self._port = 0
@@ -203,14 +204,16 @@ class FleetServer:
         return problem(404, "not_found")
 
     def _enrol(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        """Each token once, but again for a device that has lost the answer."""
         request = decode(EnrolRequest, body)
-        if request.token not in self.tokens:
-            return problem(403, "bad_token")
-        device_id = f"dev_{len(self.devices):016x}"
-        key = Ed25519PublicKey.from_public_bytes(base64.b64decode(request.public_key))
-        self.devices[device_id] = key
-        self.tokens.discard(request.token)
-        return 201, {}, encode(EnrolResponse(device_id, self.poll_after_s))
+        known = self._enrolled.get((request.token, request.public_key))
+        if known is None:
+            if request.token not in self.tokens:
+                return problem(403, "bad_token")
+            known = self._enrolled[request.token, request.public_key] = f"dev_{len(self.devices):016x}"
+            self.devices[known] = Ed25519PublicKey.from_public_bytes(base64.b64decode(request.public_key))
+            self.tokens.discard(request.token)
+        return 201, {}, encode(EnrolResponse(known, self.poll_after_s))
 
     def _authenticate(self, method: str, path: str, headers: Any, body: bytes) -> str | None:
         device_id, nonce = headers.get(protocol.HEADER_DEVICE, ""), headers.get(protocol.HEADER_NONCE, "")

@@ -88,6 +88,10 @@ class ScriptedEngine:
 
     def step(self) -> Iterable[Piece]:
         time.sleep(self._config.get("step_s", 0.0))
+        if self._config.get("chatter"):
+            sys.stdout.write("a library's greeting\n")
+            sys.stdout.flush()
+            os.system("echo and that of a program")
         pieces = [answer.step(call_id) for call_id, answer in self._answers.items()]
         for piece in pieces:
             if piece.finish_reason:
