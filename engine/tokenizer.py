@@ -131,8 +131,10 @@ class TextStream:
         piece = ready[self._num_sent_chars :]
         self._num_sent_chars = max(self._num_sent_chars, len(ready))
         self._num_silent_pushes = 0 if piece or ready == text else self._num_silent_pushes + 1
-        if ready == text or len(self._token_ids) > _MAX_WINDOW_TOKENS:
-            self._drop_context()
+        if ready == text:
+            self._keep(self._token_ids[self._num_context_tokens :], num_held_chars=0)
+        elif len(self._token_ids) > _MAX_WINDOW_TOKENS:
+            self._keep(self._token_ids[-_MAX_WINDOW_TOKENS // 2 :], num_held_chars=len(text) - self._num_sent_chars)
         return piece
 
     def flush(self) -> str:
@@ -149,11 +151,11 @@ class TextStream:
             return text.rstrip(REPLACEMENT)
         return text.removesuffix(REPLACEMENT)
 
-    def _drop_context(self) -> None:
+    def _keep(self, token_ids: list[int], *, num_held_chars: int) -> None:
         """Keep the latest tokens alone, so that a push's cost does not grow with the answer."""
-        self._token_ids = self._token_ids[self._num_context_tokens :]
-        self._num_context_tokens = len(self._token_ids)
-        self._num_sent_chars = len(self._ready(self._decode(self._token_ids)))
+        self._token_ids = token_ids
+        self._num_context_tokens = len(token_ids)
+        self._num_sent_chars = len(self._decode(token_ids)) - num_held_chars
 
 
 class _Spellings:

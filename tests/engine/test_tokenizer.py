@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.artifact import TokenizerInfo
@@ -210,6 +210,7 @@ def test_stream_waits_for_runs_of_single_bytes(pieces) -> None:
 
 
 @given(st.lists(st.binary(min_size=1, max_size=4), max_size=200))
+@example([b"\x80"] * 100)
 def test_stream_does_not_hold_back_what_will_never_be_a_character(chunks) -> None:
     stream, sent = TextStream(decode_bytes), ""
     for count, chunk in enumerate(chunks, 1):
