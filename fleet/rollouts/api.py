@@ -57,6 +57,7 @@ class RolloutDeviceRow(serializers.ModelSerializer[RolloutDevice]):
 
     device_id = serializers.CharField()
     device_name = serializers.CharField(source="device.name")
+
     class Meta:
         model = RolloutDevice
         fields = ["device_id", "device_name", "state", "reason", "revision", "updated_at"]
