@@ -92,7 +92,7 @@ class Stack:
             (self.directory / folder).mkdir(parents=True, exist_ok=True)
         listen = ["--host", "127.0.0.1", "--port", str(self.port), "--log-level", "warning"]
         self.server = self._process("server", ["-m", "uvicorn", "fleet.asgi:application", *listen])
-        worker = ["worker", "--beat", "--pool", "threads", "--concurrency", "1", "--loglevel", "WARNING"]
+        worker = ["worker", "--beat", "--pool", "prefork", "--concurrency", "2", "--loglevel", "WARNING"]
         self.worker = self._process("worker", ["-m", "celery", "-A", "fleet", *worker])
 
     @property
