@@ -5,6 +5,8 @@ from playwright.sync_api import expect
 
 from tests.fleet.dashboard.small_fleet import measure
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
 COUNT_OF_COLOUR = """async ([figure, colour]) => {
   await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
   const drawn = document.querySelector(`[data-src*="/charts/${figure}"] canvas`);

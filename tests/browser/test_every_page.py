@@ -7,6 +7,8 @@ from axe_playwright_python.sync_playwright import Axe
 from django.contrib.auth.models import User
 from playwright.sync_api import expect
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
 SETTINGS = {
     f"{scheme} {width}": {"color_scheme": scheme, "viewport": {"width": width, "height": 800}}
     for scheme in ("light", "dark")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from django.contrib.sessions.models import Session
 from playwright.sync_api import expect
 
 from edge_agent.protocol import UpdateState
 from tests.fleet.dashboard.small_fleet import report
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def shown_devices(page):
