@@ -38,10 +38,11 @@ class Tokenizer:
     def __init__(self, folder: Path, info: TokenizerInfo) -> None:
         """Read `tokenizer.json` and `chat_template.jinja`; raises `BundleError`."""
         try:
-            document = json.loads((folder / TOKENIZER).read_bytes())
+            text = (folder / TOKENIZER).read_bytes().decode()
+            document = json.loads(text)
             template = (folder / CHAT_TEMPLATE).read_bytes().decode()
             special, control = _control_tokens(document, template)
-            self._full, self._plain = _load(document), _load(_with_special(document, control))
+            self._full, self._plain = _load(text), _load(json.dumps(_with_special(document, control)))
         except Exception as error:  # the library raises plain Exception
             raise BundleError(f"{folder} has no usable tokenizer: {error!s:.200}") from error
         self._plain.encode_special_tokens = True  # that is, as ordinary text
@@ -206,8 +207,8 @@ def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
     raise InvalidInputError(f"messages hold JSON values only, not {type(value).__name__}")
 
 
-def _load(document: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(document))
+def _load(text: str) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer.from_str(text)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
