@@ -24,7 +24,7 @@ _AGES = ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h"))
 def icon(name: str, extra_class: str = "") -> SafeString:
     """A symbol of icons.svg; a word beside it carries the meaning."""
     return format_html(
-        '<svg class="icon {}" aria-hidden="true"><use href="{}#{}"/></svg>',
+        '<svg class="icon {}" width="16" height="16" aria-hidden="true"><use href="{}#{}"/></svg>',
         extra_class,
         static("dashboard/icons.svg"),
         name,
@@ -157,6 +157,16 @@ def facts(report: Mapping[str, Any], place: str = "") -> list[tuple[str, Any]]:
 
 
 def _fact(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    match value:
+        case None | "" | []:
+            return "–"
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:.4g}"
+        case list():
+            return ", ".join(map(str, value))
+        case _:
+            return str(value)
