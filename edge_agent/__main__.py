@@ -24,7 +24,7 @@ from rich.console import Console
 from edge_agent import status as status_command
 from edge_agent.client import FleetClient
 from edge_agent.config import AgentConfig, load_config
-from edge_agent.daemon import Daemon, Organs
+from edge_agent.daemon import Components, Daemon
 from edge_agent.device import Device, total_memory_bytes
 from edge_agent.engine_child import ChildSettings
 from edge_agent.enrolment import enrol as enrol_device
@@ -133,8 +133,8 @@ def assemble(config: AgentConfig, state_dir: StateDir, identity: Identity, http:
         ),
     )
     telemetry = Telemetry(Spool(state_dir.spool, max_bytes=config.spool_max_bytes), identity.device_id)
-    organs = Organs(Device(identity), store, client, host, updater, telemetry, Recorder(telemetry))
-    return Daemon(config, state_dir, organs)
+    components = Components(Device(identity), store, client, host, updater, telemetry, Recorder(telemetry))
+    return Daemon(config, state_dir, components)
 
 
 def _host_settings(config: AgentConfig) -> HostSettings:

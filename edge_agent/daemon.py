@@ -56,7 +56,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Organs:
+class Components:
     """The parts of an agent, as `__main__` has put them together."""
 
     device: Device
@@ -71,13 +71,15 @@ class Organs:
 class Daemon:
     """Runs an agent until it is cancelled."""
 
-    def __init__(self, config: AgentConfig, state_dir: StateDir, organs: Organs) -> None:
+    def __init__(self, config: AgentConfig, state_dir: StateDir, components: Components) -> None:
         self._config = config
         self._state_dir = state_dir
-        self.organs = organs
-        self._schedule = PollSchedule(organs.device.identity.poll_interval_s, longest_s=config.longest_poll_backoff_s)
-        organs.updater.on_change = self.note_change
-        organs.host.on_damage = self.note_damage
+        self.components = components
+        self._schedule = PollSchedule(
+            components.device.identity.poll_interval_s, longest_s=config.longest_poll_backoff_s
+        )
+        components.updater.on_change = self.note_change
+        components.host.on_damage = self.note_damage
         self._etag: str | None = None
         self._server_problem: str | None = None
         self._last_contact_s: float | None = None
@@ -87,6 +89,8 @@ class Daemon:
         self._report_due = asyncio.Event()
         self._status_due = asyncio.Event()
         self._send_due = asyncio.Event()
+        self._repair_due = asyncio.Event()
+        self._suspect: DesiredState | None = None
 
     async def run(self) -> None:
         """Boot, then work until cancelled; stops the engine on the way out."""
@@ -102,7 +106,7 @@ class Daemon:
                 for step in boot:
                     await step(tasks)
         finally:
-            await self.organs.host.stop()
+            await self.components.host.stop()
             await self._hand_over_telemetry()
 
     def jobs(self) -> Sequence[Job]:
@@ -116,44 +120,45 @@ class Daemon:
             Job("flush_telemetry", self._flush_telemetry, never),
             Job("send_telemetry", self._send_telemetry, self._send_due),
             Job("collect_garbage", self._collect_garbage, never),
+            Job("repair", self._repair, self._repair_due),
             Job("write_status", self._write_status, self._status_due),
         )
 
     def note_change(self, entry: Entry) -> None:
         """The update machine has moved: the fleet and people shall hear."""
         if entry.state is State.COMMITTED:
-            self.organs.recorder.update_committed()
+            self.components.recorder.update_committed()
         if entry.state is State.FAILED:
             self._poll_due.set()  # the server may want something else by now
         self._report_due.set()
         self._status_due.set()
 
     def note_damage(self, desired: DesiredState) -> None:
-        """An engine found a bundle damaged: drop what doesn't verify, so that it is fetched again."""
-        self.organs.store.drop_damaged([ref.digest for ref in desired.releases])
-        self.organs.updater.poke()
+        """An engine found a bundle of this set damaged."""
+        self._suspect = desired
+        self._repair_due.set()
 
     # Boot
 
     async def _recover_telemetry(self, _tasks: asyncio.TaskGroup) -> None:
         with suppress(OSError):
-            await self.organs.telemetry.flush()
+            await self.components.telemetry.flush()
 
     async def _start_engine(self, _tasks: asyncio.TaskGroup) -> None:
-        self.organs.host.start(self.organs.updater.entry.served)
+        self.components.host.start(self.components.updater.entry.served)
 
     async def _start_api(self, tasks: asyncio.TaskGroup) -> None:
         listener = listen(self._config.api_host, self._config.api_port)
         host, port = listener.getsockname()[:2]
         self.api_url = f"http://{host}:{port}"
-        api = LocalApi(self.organs.host, self.organs.recorder, self.status)
+        api = LocalApi(self.components.host, self.components.recorder, self.status)
         app = api.app(allowed_hosts=allowed_hosts(self._config.api_host))
         tasks.create_task(_serve_api(app, listener))
         replace_file(self._state_dir.api, json.dumps({"url": self.api_url, "port": port}).encode())
         log.info("api.listening", url=self.api_url)
 
     async def _start_updater(self, tasks: asyncio.TaskGroup) -> None:
-        tasks.create_task(self.organs.updater.run())
+        tasks.create_task(self.components.updater.run())
 
     async def _start_jobs(self, tasks: asyncio.TaskGroup) -> None:
         for job in self.jobs():
@@ -163,15 +168,15 @@ class Daemon:
         """What is not sent now is sent after the next start."""
         with suppress(AgentError, OSError, TimeoutError):
             async with asyncio.timeout(_GOODBYE_S):
-                await self.organs.telemetry.flush()
-                await self.organs.telemetry.send(self.organs.client)
-        self.organs.telemetry.close()
+                await self.components.telemetry.flush()
+                await self.components.telemetry.send(self.components.client)
+        self.components.telemetry.close()
 
     # Jobs: each returns the seconds until it is due again
 
     async def _poll(self) -> float:
         try:
-            answer = await self.organs.client.desired(self._etag)
+            answer = await self.components.client.desired(self._etag)
         except AgentError as error:
             self._server_problem = f"{error.code}: {error}"
             log.warning("poll.failed", code=error.code, error=str(error))
@@ -181,31 +186,31 @@ class Daemon:
             self._send_due.set()
         self._etag, self._server_problem, self._last_contact_s = answer.etag, None, time.time()
         if answer.desired:
-            self.organs.updater.want(answer.desired)
+            self.components.updater.want(answer.desired)
         interval_s = answer.poll_after_s or (answer.desired.poll_interval_s if answer.desired else None)
         return self._schedule.succeeded(interval_s)
 
     async def _report(self) -> float:
-        await self.organs.client.report(self._make_report())
-        is_downloading = self.organs.updater.progress is not None
+        await self.components.client.report(self._make_report())
+        is_downloading = self.components.updater.progress is not None
         return _PROGRESS_INTERVAL_S if is_downloading else self._schedule.interval_s * _POLLS_PER_REPORT
 
     def _make_report(self) -> DeviceReport:
-        organs = self.organs
-        return organs.device.report(
-            organs.updater.entry, organs.updater.progress, organs.host, organs.store.free_bytes()
+        components = self.components
+        return components.device.report(
+            components.updater.entry, components.updater.progress, components.host, components.store.free_bytes()
         )
 
     async def _sample(self) -> float:
-        self.organs.recorder.look_at(self.organs.host)
+        self.components.recorder.look_at(self.components.host)
         return self._config.sample_interval_s
 
     async def _sync_telemetry(self) -> float:
-        await self.organs.telemetry.sync()
+        await self.components.telemetry.sync()
         return _SYNC_INTERVAL_S
 
     async def _flush_telemetry(self) -> float:
-        await self.organs.telemetry.flush()
+        await self.components.telemetry.flush()
         self._send_due.set()
         return self._telemetry_interval_s
 
@@ -214,11 +219,20 @@ class Daemon:
         return self._config.telemetry_interval_s or min(60.0, _POLLS_PER_BATCH * self._schedule.interval_s)
 
     async def _send_telemetry(self) -> float:
-        await self.organs.telemetry.send(self.organs.client)
+        await self.components.telemetry.send(self.components.client)
         return self._telemetry_interval_s
 
     async def _collect_garbage(self) -> float:
-        self.organs.updater.collect_garbage()
+        self.components.updater.collect_garbage()
+        return _GARBAGE_INTERVAL_S
+
+    async def _repair(self) -> float:
+        """Drop what doesn't verify any more, so that it is fetched again."""
+        suspect, self._suspect = self._suspect, None
+        if suspect:
+            digests = [ref.digest for ref in suspect.releases]
+            await asyncio.to_thread(self.components.store.drop_damaged, digests)
+            self.components.updater.poke()
         return _GARBAGE_INTERVAL_S
 
     async def _write_status(self) -> float:
@@ -228,20 +242,20 @@ class Daemon:
 
     def status(self) -> dict[str, Any]:
         """All that a person may want to know, as plain JSON."""
-        organs = self.organs
-        return organs.device.status(organs.updater.entry, organs.updater.progress, organs.host) | {
+        components = self.components
+        return components.device.status(components.updater.entry, components.updater.progress, components.host) | {
             "written_at_s": time.time(),
             "api": self.api_url,
             "server": {
-                "url": organs.device.identity.server,
+                "url": components.device.identity.server,
                 "last_contact_at_s": self._last_contact_s,
                 "problem": self._server_problem,
             },
             "speed": {
-                "decode_tokens_per_s": organs.recorder.decode_tokens_per_s,
-                "ttft_s": organs.recorder.ttft_s,
+                "decode_tokens_per_s": components.recorder.decode_tokens_per_s,
+                "ttft_s": components.recorder.ttft_s,
             },
-            "telemetry": {"batches": organs.telemetry.num_batches, "spool_bytes": organs.telemetry.spool_bytes},
+            "telemetry": {"batches": components.telemetry.num_batches, "spool_bytes": components.telemetry.spool_bytes},
         }
 
 

@@ -94,6 +94,7 @@ class EngineChild:
         self.counters: Mapping[str, float] = {}
         self.loaded: set[str] = set()
         """Digests of the adapters that it knows, or will know when it has read its input."""
+        self._leaving: set[str] = set()
         self._process = process
         self._settings = settings
         self._call_ids = itertools.count(1)
@@ -143,6 +144,11 @@ class EngineChild:
         """Requests that are running or queued."""
         return self._in_flight.total()
 
+    @property
+    def releases_in_use(self) -> set[str]:
+        """Digests of all bundles that it may still read, a load that it has not got to included."""
+        return {self.base} | self.loaded | self._leaving
+
     def pss_bytes(self) -> int:
         """Memory of the process, shared pages counted by share; 0 if it is gone."""
         with suppress(psutil.Error):
@@ -165,11 +171,14 @@ class EngineChild:
     async def unload_adapter(self, digest: str) -> None:
         """Forget an adapter; raises `TransientError` while a request still uses it."""
         self.loaded.discard(digest)
+        self._leaving.add(digest)
         try:
             await self._call(UnloadAdapter(self._next_id(), digest))
         except TransientError:
             self.loaded.add(digest)
             raise
+        finally:
+            self._leaving.discard(digest)
 
     def submit(self, prompt: Prompt, *, adapter: str | None, sampling: Mapping[str, Any]) -> Answer:
         """Start a request; close the answer when done with it."""
@@ -269,19 +278,19 @@ class EngineChild:
         except (DecodeError, ValueError) as error:
             log.warning("engine.bad_line", pid=self.pid, error=str(error))
             self.kill()
-        code = await self._process.wait()
-        self._end(f"the engine process ended with {_spell(code)}")
+        finally:
+            self._end(f"the engine process ended with {_spell(await self._process.wait())}")
 
     def _take(self, message: Message) -> None:
         match message:
-            case Opened():
+            case Opened() if not self._opened.done():
                 self._opened.set_result(message)
             case Heartbeat():
                 self.counters = message.counters
             case Piece():
                 self._take_piece(message)
-            case Done() if message.call_id in self._calls:
-                self._calls.pop(message.call_id).set_result(message.value)
+            case Done():
+                self._end_call(message.call_id, message.value)
             case Failed():
                 self._take_failure(message)
 
@@ -302,10 +311,20 @@ class EngineChild:
         )
         if not failed.call_id and not self._opened.done():
             self._opened.set_exception(error)
-        elif failed.call_id in self._calls:
-            self._calls.pop(failed.call_id).set_exception(error)
         elif failed.call_id in self._streams:
             self._streams[failed.call_id].put_nowait(error)
+        else:
+            self._end_call(failed.call_id, error)
+
+    def _end_call(self, call_id: str, result: str | AgentError) -> None:
+        """Give a call its result, unless its caller has left."""
+        future = self._calls.get(call_id)
+        if future is None or future.done():
+            return
+        if isinstance(result, AgentError):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
 
     async def _watch(self) -> None:
         """Kill a process that has stopped beating; `_read` then tells everybody."""
@@ -324,9 +343,9 @@ class EngineChild:
         self._gone = EngineGoneError(f"{reason}; send the request again")
         if not self._opened.done():
             self._opened.set_exception(self._gone)
-        for future in self._calls.values():
-            if not future.done():
-                future.set_exception(self._gone)
+            self._opened.exception()  # whoever has started it may have left
+        for call_id in self._calls:
+            self._end_call(call_id, self._gone)
         for queue in self._streams.values():
             queue.put_nowait(self._gone)
         self._changed.set()

@@ -20,6 +20,7 @@ from edge_agent.errors import DamagedError, TransientError, UnavailableError
 from edge_agent.schedule import Backoff
 from edge_agent.store import Store
 from engine.artifact import FileEntry, Manifest
+from engine.errors import BundleError
 
 log = structlog.get_logger()
 
@@ -101,6 +102,21 @@ class Fetcher:
         self._client = client
         self._store = store
         self.policy = policy
+
+    async def fetch_manifest(self, digest: str) -> None:
+        """A release's manifest, opening its partial directory. Raises as `fetch` does, and `BundleError`."""
+        budget, num_wrong = RetryBudget(self.policy), 0
+        while True:
+            try:
+                self._store.begin(digest, await self._client.manifest(digest))
+            except TransientError as error:
+                await budget.spend(error)
+            except BundleError:
+                num_wrong += 1
+                if num_wrong >= self.policy.max_wrong:
+                    raise
+            else:
+                return
 
     async def fetch(self, digest: str, manifest: Manifest, pace: Pace, on_bytes: OnBytes) -> None:
         """All files that are missing; raises `TransientError` when the budget is spent, else `FinalError`."""

@@ -39,7 +39,9 @@ class HostSettings:
     max_in_flight: int = 64
     ready_wait_s: float = 5.0
     drain_timeout_s: float = 120.0
-    restart: Backoff = field(default_factory=lambda: Backoff(0.2, 60.0))
+    restart: Backoff = field(default_factory=lambda: Backoff(0.5, 60.0))
+    stable_s: float = 60.0
+    """A process that has lived so long is started again at once; one that died sooner waits longer each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class Served:
     desired: DesiredState
     child: EngineChild
     models: Mapping[str, Model]
-    since_s: int = field(default_factory=lambda: int(time.time()))
+    since_s: float = field(default_factory=time.time)
 
     @property
     def adapters(self) -> frozenset[str]:
@@ -95,6 +97,8 @@ class Host:
         """A process that was started for a set that is not active yet."""
         self._ready = asyncio.Event()
         self._revival: asyncio.Task[None] | None = None
+        self._num_failures = 0
+        """Crashes and failed starts that followed each other closely."""
         self._background: set[asyncio.Task[None]] = set()
 
     @property
@@ -155,6 +159,7 @@ class Host:
         if staged is None and self._committed == desired:
             return  # after a restart: `start` has begun already
         self._committed, self._staged, self._fresh = desired, None, None
+        self._num_failures = 0
         await self._stop_reviving()
         if staged and staged.desired == desired and (staged.served is None or staged.served.child.is_alive):
             self._exchange(staged.served)
@@ -180,16 +185,16 @@ class Host:
     async def stop(self) -> None:
         """Stop all processes; requests in flight get a clean error."""
         await self._stop_reviving()
-        children = [child for child in (self._fresh, self._served.child if self._served else None) if child]
         self._committed, self._fresh = None, None
         self._exchange(None)
         for task in self._background:
             task.cancel()
-        await asyncio.gather(*self._background, *(child.stop() for child in children), return_exceptions=True)
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await asyncio.gather(*(child.stop() for child in self._children))
 
     def digests_in_use(self) -> set[str]:
         """Releases whose files an engine process may still read, those on their way out included."""
-        return {digest for child in self._children for digest in (child.base, *child.loaded)}
+        return {digest for child in self._children for digest in child.releases_in_use}
 
     # Staging
 
@@ -294,7 +299,9 @@ class Host:
     def _child_gone(self, child: EngineChild) -> None:
         self._children.discard(child)
         if self._served and self._served.child is child:
-            log.error("host.engine_gone", pid=child.pid)
+            lived_s = time.time() - self._served.since_s
+            self._num_failures = 1 if lived_s > self._settings.stable_s else self._num_failures + 1
+            log.error("host.engine_gone", pid=child.pid, lived_s=lived_s, failures=self._num_failures)
             self.num_restarts += 1
             self._exchange(None)
             self._revive()
@@ -313,15 +320,15 @@ class Host:
             self._revival = None
 
     async def _bring_up(self) -> None:
-        """Start the committed set, again and again with longer and longer pauses."""
-        num_failures = 0
+        """Start the committed set: at once after one failure, then again and again with longer and longer pauses."""
         while self._committed and self._committed.base and self._served is None:
+            if self._num_failures > 1:
+                await asyncio.sleep(self._settings.restart.delay_s(self._num_failures - 1))
             try:
                 await self._bring_up_once(self._committed, self._committed.base)
             except AgentError as error:
-                num_failures += 1
+                self._num_failures += 1
                 self._note_failure(self._committed, error)
-                await asyncio.sleep(self._settings.restart.delay_s(num_failures))
 
     async def _bring_up_once(self, desired: DesiredState, base: ReleaseRef) -> None:
         child = await self._start_child(base)

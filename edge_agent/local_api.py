@@ -36,7 +36,7 @@ from edge_agent.openai_requests import Asked, BadRequestError, parse_chat, parse
 from edge_agent.recorder import Outcome, Recorder
 from edge_agent.tool_calls import ToolCall, parse_tool_calls
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_LOOPBACK = ("127.0.0.1", "localhost")
 USUAL_PORT = 8455
 MAX_BODY_BYTES = 8 << 20
 _CLIENT_CLOSED_REQUEST = 499
@@ -157,7 +157,9 @@ class LocalApi:
     async def models(self, _request: Request) -> Response:
         """`GET /v1/models`."""
         served = self._host.served
-        data = [documents.model_document(model, served.since_s) for model in served.models.values()] if served else []
+        data = (
+            [documents.model_document(model, int(served.since_s)) for model in served.models.values()] if served else []
+        )
         return JSONResponse({"object": "list", "data": data})
 
     async def model(self, request: Request) -> Response:
@@ -165,7 +167,7 @@ class LocalApi:
         served, name = self._host.served, request.path_params["name"]
         if served is None or name not in served.models:
             raise _unknown_model(name)
-        return JSONResponse(documents.model_document(served.models[name], served.since_s))
+        return JSONResponse(documents.model_document(served.models[name], int(served.since_s)))
 
     async def health(self, _request: Request) -> Response:
         """200 if requests are answered, else 503."""

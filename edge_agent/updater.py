@@ -16,7 +16,7 @@ import structlog
 from edge_agent import checks
 from edge_agent.client import FleetClient
 from edge_agent.errors import AgentError, EngineGoneError, TransientError
-from edge_agent.fetcher import Fetcher, Pace, RetryBudget
+from edge_agent.fetcher import Fetcher, Pace
 from edge_agent.host import Host, Served
 from edge_agent.journal import Journal
 from edge_agent.probe import Trial, probe
@@ -182,13 +182,9 @@ class Updater:
 
     async def _fetch_manifests(self) -> Happening:
         """Manifests that are here already are not asked for again."""
-        budget = RetryBudget(self._parts.fetcher.policy)
         for ref in self._target.releases:
-            while self._parts.store.manifest(ref.digest) is None:
-                try:
-                    self._parts.store.begin(ref.digest, await self._parts.client.manifest(ref.digest))
-                except TransientError as error:
-                    await budget.spend(error)
+            if self._parts.store.manifest(ref.digest) is None:
+                await self._parts.fetcher.fetch_manifest(ref.digest)
         return Happening(Event.FETCHED)
 
     async def _admit(self) -> Happening:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -161,6 +162,21 @@ async def test_a_crash_gives_a_clean_error_and_a_new_engine(fleet, catalogue, tm
 
 def metrics_of(fleet) -> set[Metric]:
     return {sample.metric for batch in fleet.batches.values() for sample in batch.samples}
+
+
+async def test_an_engine_that_crashes_again_and_again_waits_longer_each_time(fleet, catalogue, tmp_path) -> None:
+    fleet.want(catalogue.base())
+    async with running_agent(tmp_path / "state", fleet, ready_wait_s=20.0) as agent:
+        await agent.until_serving(1)
+        pauses = []
+        for _ in range(3):
+            with pytest.raises(EngineGoneError):
+                await text_of(submit(agent, "base", "crash"))
+            asked_at_s = time.monotonic()
+            assert await agent.ask("base", "hi") == "base: hi"
+            pauses.append(time.monotonic() - asked_at_s)
+        assert agent.host._num_failures == 3
+        assert pauses[2] > 0.5  # half of the second pause of the back-off
 
 
 async def test_a_hang_is_noticed_and_ended(fleet, catalogue, tmp_path: Path) -> None:

@@ -81,7 +81,8 @@ CASES = {
         with_faults("/files/", *[WrongBytes()] * 2), [*TO_VERIFYING[:3], "failed"], "digest_mismatch"
     ),
     "manifest not found": Case(with_faults("/releases/", Status(404, "nope")), ["fetching", "failed"], "nope"),
-    "manifest of other content": Case(with_faults("/releases/", WrongBytes()), ["fetching", "failed"], "bad_bundle"),
+    "manifest wrong once": Case(with_faults("/releases/", WrongBytes()), ALL_THE_WAY),
+    "manifest always wrong": Case(with_faults("/releases/", *[WrongBytes()] * 2), ["fetching", "failed"], "bad_bundle"),
     "manifest of no sense": Case(not_a_manifest, ["fetching", "failed"], "bad_bundle"),
     "adapter of another base": Case(of_another_base, ["fetching", "admitting", "failed"], "adapter_mismatch"),
     "base as adapter": Case(a_base_as_adapter, ["fetching", "admitting", "failed"], "wrong_kind"),
@@ -309,5 +310,5 @@ async def test_the_device_serves_while_the_server_is_away(fleet, catalogue, tmp_
 async def test_a_device_with_a_wrong_clock_goes_by_the_servers(fleet, catalogue, tmp_path: Path) -> None:
     fleet.want(catalogue.base())
     async with running_agent(tmp_path / "state", fleet) as agent:
-        agent.daemon.organs.client._signer.set_clock(1000.0)
+        agent.daemon.components.client._signer.set_clock(1000.0)
         await agent.until_serving(1)

@@ -116,12 +116,12 @@ async def running_agent(state_dir: Path, fleet: FleetServer, **changes: Any) -> 
 
 @asynccontextmanager
 async def _running(daemon: Daemon, directory: StateDir) -> AsyncIterator[AgentRun]:
-    organs, states = daemon.organs, []
-    noted = organs.updater.on_change
-    organs.updater.on_change = lambda entry: (states.append(entry.state), noted(entry))[1]
+    components, states = daemon.components, []
+    noted = components.updater.on_change
+    components.updater.on_change = lambda entry: (states.append(entry.state), noted(entry))[1]
     task = asyncio.create_task(daemon.run())
     async with httpx2.AsyncClient(timeout=30.0, trust_env=False) as api:
-        agent = AgentRun(daemon, organs.updater, organs.host, directory, task, api, states)
+        agent = AgentRun(daemon, components.updater, components.host, directory, task, api, states)
         try:
             await agent.until(lambda: daemon.api_url)
             api.base_url = httpx2.URL(daemon.api_url)
