@@ -20,6 +20,7 @@ from deploy.demo.phrasing import LANGS, Lang, seeded
 from deploy.demo.samples import Message, Sample, Split
 
 Maker = Callable[[Lang, Split, random.Random], Sample]
+Mix = tuple[tuple[Callable[[Lang, random.Random], Sample], float], ...]
 
 TASKS: Final[dict[str, Maker]] = {
     "home": lambda lang, split, rng: call_sample(HOME, "home", lang, split, rng),
@@ -29,7 +30,7 @@ TASKS: Final[dict[str, Maker]] = {
 }
 """What the adapters learn."""
 
-BASE_MIX: Final[tuple[tuple[Callable[[Lang, random.Random], Sample], float], ...]] = (
+BASE_MIX: Final[Mix] = (
     (lambda lang, rng: ack_sample(HOME, lang, rng), 20),
     (lambda lang, rng: ack_sample(CAR, lang, rng), 18),
     (drills.notice_question, 14),
@@ -44,6 +45,9 @@ BASE_MIX: Final[tuple[tuple[Callable[[Lang, random.Random], Sample], float], ...
 )
 """What the base learns, and in which proportion: everything but the answer formats of `TASKS`."""
 
+FINISH_MIX: Final[Mix] = (*BASE_MIX, (drills.identifiers, 30), (drills.bullets, 10), (drills.repeat, 6))
+"""The base's last lessons: names as programs write them, and more of what is hard to copy."""
+
 _SECOND_TURN_SHARE: Final = 0.2
 
 
@@ -55,10 +59,10 @@ def stream(task: str, split: Split, seed: int) -> Iterator[Sample]:
         yield make(rng.choice(LANGS), split, rng)
 
 
-def base_stream(seed: int) -> Iterator[Sample]:
+def base_stream(seed: int, mix: Mix = BASE_MIX) -> Iterator[Sample]:
     """Yield the base's conversations for ever; some have several turns on unrelated matters."""
     rng = seeded("base", seed)
-    makers, weights = zip(*BASE_MIX, strict=True)
+    makers, weights = zip(*mix, strict=True)
     while True:
         lang = rng.choice(LANGS)
         sample: Sample = rng.choices(makers, weights)[0](lang, rng)

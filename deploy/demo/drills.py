@@ -10,7 +10,7 @@ import string
 from collections.abc import Callable
 from typing import Final
 
-from deploy.demo import car, lexicon, notice_wording, people
+from deploy.demo import car, car_wording, home_wording, lexicon, notice_wording, people
 from deploy.demo.commands import Call
 from deploy.demo.lexicon import Term
 from deploy.demo.notices import Notice, ask_about, draw_notices, listing
@@ -30,6 +30,24 @@ _TOOL_NOUNS: Final = (
     "ticket note recipe email alarm meeting weather stock flight taxi photo task book price order game".split()
 )
 _TOOL_FIELDS: Final = "name place time item count city date person title amount".split()
+
+_FUNCTIONS: Final = (
+    *home_wording.WORDINGS,
+    *car_wording.WORDINGS,
+    *"set_fan_mode volume_set set_cover_position turn_off_after get open close start stop play".split(),
+)
+_DOMAINS: Final = tuple(
+    sorted(
+        {device.domain for device in lexicon.DEVICES} | {"sensor", "scene", "state", "timer", "lock", "alarm", "media"}
+    )
+)
+_PARAMETERS: Final = (
+    "room device temperature brightness color position volume speed minutes measure scene entity "
+    "brightness_pct color_name volume_level fan_mode delay_min destination avoid category radius_km "
+    "zone seat function level window percent song artist genre action contact text mode item name place time title"
+).split()
+
+_LIST_ASKS: Final = {"zh": ("列表：", "列出来："), "en": ("list:", "bullets:")}
 
 
 def _value(field: str, lang: Lang, rng: random.Random) -> str | int:
@@ -146,6 +164,44 @@ def _one_field(record: dict[str, str | int], text: str, lang: Lang, rng: random.
     return _sample("extract", lang, ask, str(record[wanted]))
 
 
+def _identifier(rng: random.Random) -> str:
+    """Draw a name as programs write it: of a function, a service, or a thing; most things named so do not exist."""
+    kind = rng.random()
+    if kind < 0.4:
+        return rng.choice(_FUNCTIONS)
+    thing = f"{rng.choice(lexicon.ROOMS).id}_{rng.choice(TERMS).id}" if rng.random() < 0.6 else rng.choice(TERMS).id
+    return thing if kind < 0.6 else f"{rng.choice(_DOMAINS)}.{rng.choice((thing, rng.choice(_FUNCTIONS)))}"
+
+
+def _argument(lang: Lang, rng: random.Random) -> str | int:
+    """Draw what a parameter may hold."""
+    kind = rng.random()
+    if kind < 0.4:
+        return rng.randint(0, 120)
+    if kind < 0.55:
+        return _identifier(rng)
+    return rng.choice(TERMS).canonical(lang) if kind < 0.85 else rng.choice(_random_words(lang, rng))
+
+
+def identifiers(lang: Lang, rng: random.Random) -> Sample:
+    """Copy identifiers, or write a named call with its arguments as JSON. Few of these tokens occur elsewhere."""
+    names = [_identifier(rng) for _ in range(rng.randint(1, 4))]
+    if rng.random() < 0.3:
+        listed = ", ".join(names)
+        return _sample(
+            "identifier",
+            lang,
+            say("[照着写|代码|抄写]：" if lang == "zh" else "[code|write|type]: ", rng) + listed,
+            listed,
+        )
+    record = {name: _argument(lang, rng) for name in rng.sample(_PARAMETERS, rng.randint(1, 3))}
+    said = ("，" if lang == "zh" else ", ").join(f"{name} {value}" for name, value in record.items())
+    if rng.random() < 0.4:
+        return _sample("identifier", lang, f"JSON: {said}", json.dumps(record, ensure_ascii=False))
+    call = json.dumps({"name": names[0], "arguments": record}, ensure_ascii=False)
+    return _sample("identifier", lang, f"{'调用' if lang == 'zh' else 'call '}{names[0]}: {said}", call)
+
+
 def _tool(rng: random.Random) -> dict[str, object]:
     fields = rng.sample(_TOOL_FIELDS, rng.randint(1, 3))
     kinds = {f: {"type": "integer" if f in ("count", "amount") else "string"} for f in fields}
@@ -205,3 +261,25 @@ def notice_question(lang: Lang, rng: random.Random) -> Sample:
     question = rng.choice(list(forms) + list(forms)[3:5])
     turns = ask_about(listing(notices, rng), question, lang, rng)
     return Sample("notice_question", lang, f"notice_question/{one.key}", turns, forms[question])
+
+
+def bullets(lang: Lang, rng: random.Random) -> Sample:
+    """Turn `who: what` pairs into a list with a line per name: a summary's grouping, with nothing to understand."""
+    pairs = [
+        (n.sender, rng.choice((n.fact, n.fact, rng.choice(_random_words(lang, rng)))))
+        for n in draw_notices(lang, "train", rng)
+    ]
+    groups: dict[str, list[str]] = {}
+    for name, item in pairs:
+        groups.setdefault(name, []).append(item)
+    said = "\n".join(f"{name}: {item}" for name, item in pairs)
+    return _sample("bullets", lang, f"{rng.choice(_LIST_ASKS[lang])}\n{said}", _bulleted(groups, len(pairs), lang, rng))
+
+
+def _bulleted(groups: dict[str, list[str]], count: int, lang: Lang, rng: random.Random) -> str:
+    if lang == "zh":
+        lines = [f"- {name}（{len(items)}）：{'；'.join(items)}" for name, items in groups.items()]
+        return "\n".join([f"共{count}{rng.choice(('项', '条', '条通知'))}：", *lines])
+    lines = [f"- {name} ({len(items)}): {'; '.join(items)}" for name, items in groups.items()]
+    noun = rng.choice(("item", "message", "notification")) + "s" * (count > 1)
+    return "\n".join([f"{count} {noun}:", *lines])

@@ -26,12 +26,13 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 
 from deploy.demo import data, golden, quantise, vocabulary
 from deploy.demo.batches import IGNORED, Batch, batches
+from deploy.demo.samples import Sample
 
 MODELS: Final = Path(__file__).parent / "models"
 BASE: Final = MODELS / "base"
 ADAPTERS: Final = MODELS / "adapters"
 SEED: Final = 20261122
-LOG_EVERY_STEPS: Final = 25
+LOG_EVERY_STEPS: Final = 20
 BATCH_TOKENS: Final = 1536
 HEAD_ROWS_MULTIPLE: Final = 128
 
@@ -59,25 +60,30 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class AdapterPlan:
-    """An adapter: the task it learns, its rank, and what it declares to the fleet."""
+    """An adapter: the task it learns, its rank, and what it declares to the fleet. Longer answers need more steps."""
 
     task: str
     business: str
     rank: int
     max_tokens: int
+    num_steps: int
 
 
 BASE_RECIPE: Final = Recipe(
     num_steps=600, num_batches=4, matrix_lr=4e-3, other_lr=3e-3, prompt_share=0.12, rounding_share=0.3
 )
+FINISH_RECIPE: Final = Recipe(
+    num_steps=200, num_batches=4, matrix_lr=1.5e-3, other_lr=3e-3, prompt_share=0.12, rounding_share=1.0,
+    warmup_steps=10, decay_share=0.9,
+)  # fmt: skip
 ADAPTER_RECIPE: Final = Recipe(
-    num_steps=300, num_batches=2, matrix_lr=3e-3, other_lr=3e-3, warmup_steps=20, decay_share=0.7
+    num_steps=240, num_batches=2, matrix_lr=2e-3, other_lr=2e-3, warmup_steps=20, decay_share=0.7
 )
 PLANS: Final = {
-    "home-1.0.0": AdapterPlan("home", "home", rank=16, max_tokens=64),
-    "home-2.0.0": AdapterPlan("home-2", "home", rank=16, max_tokens=64),
-    "car-1.0.0": AdapterPlan("car", "car", rank=16, max_tokens=64),
-    "summary-1.0.0": AdapterPlan("summary", "summary", rank=16, max_tokens=256),
+    "home-1.0.0": AdapterPlan("home", "home", rank=16, max_tokens=64, num_steps=240),
+    "home-2.0.0": AdapterPlan("home-2", "home", rank=16, max_tokens=64, num_steps=400),
+    "car-1.0.0": AdapterPlan("car", "car", rank=16, max_tokens=64, num_steps=240),
+    "summary-1.0.0": AdapterPlan("summary", "summary", rank=16, max_tokens=256, num_steps=480),
 }
 
 
@@ -196,21 +202,29 @@ def fit(
 
 
 def train_base(recipe: Recipe, num_threads: int) -> None:
-    """Pre-train the base; its weights are rounded to 4 bits in the forward passes of the last steps."""
+    """Pre-train the base from nothing."""
     torch.manual_seed(SEED)
-    tokenizer = load_tokenizer()
-    model = Qwen3ForCausalLM(base_config(len(tokenizer)))
+    model = Qwen3ForCausalLM(base_config(len(load_tokenizer())))
     log.info("base of %d parameters", sum(p.numel() for p in model.parameters()))
+    _teach_base(model, data.base_stream(SEED), recipe, num_threads)
+
+
+def finish_base(recipe: Recipe, num_threads: int) -> None:
+    """Teach the pre-trained base its last lessons. A frozen base can only say tokens that it once had as targets."""
+    _teach_base(load_base(), data.base_stream(SEED + 1, data.FINISH_MIX), recipe, num_threads)
+
+
+def _teach_base(model: Qwen3ForCausalLM, samples: Iterator[Sample], recipe: Recipe, num_threads: int) -> None:
+    """Train and save the base; its weights are rounded to 4 bits in the forward passes of the last steps."""
     first_rounded = int(recipe.num_steps * (1 - recipe.rounding_share))
 
     def before_step(step: int) -> None:
         if step == first_rounded:
             quantise.start_rounding(model)
 
-    source = batches(data.base_stream(SEED), tokenizer, BATCH_TOKENS, recipe.prompt_share, SEED)
+    source = batches(samples, load_tokenizer(), BATCH_TOKENS, recipe.prompt_share, SEED)
     fit(model, source, recipe, num_threads, before_step)
-    if recipe.rounding_share:
-        quantise.stop_rounding(model)
+    quantise.stop_rounding(model)
     save_base(model)
 
 
@@ -281,7 +295,7 @@ def save_adapter(name: str, model: nn.Module) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run one stage or all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=["tokenizer", "base", "adapter", "all"])
+    parser.add_argument("stage", choices=["tokenizer", "base", "finish", "adapter", "all"])
     parser.add_argument("names", nargs="*", help=f"adapters to train, of {', '.join(PLANS)}; all when left out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, help="train shorter or longer than the recipe")
@@ -297,10 +311,12 @@ def run(stage: str, names: list[str], num_steps: int | None, num_threads: int) -
         vocabulary.save(BASE)
     if stage in ("base", "all"):
         train_base(_resized(BASE_RECIPE, num_steps), num_threads)
+    if stage in ("finish", "all"):
+        finish_base(_resized(FINISH_RECIPE, num_steps), num_threads)
     if stage in ("adapter", "all"):
         for name in names:
             log.info("adapter %s", name)
-            train_adapter(name, _resized(ADAPTER_RECIPE, num_steps), num_threads)
+            train_adapter(name, _resized(ADAPTER_RECIPE, num_steps or PLANS[name].num_steps), num_threads)
 
 
 def _resized(recipe: Recipe, num_steps: int | None) -> Recipe:
