@@ -175,7 +175,7 @@ class Updater:
         return Happening(Event.WANTED, target=self._wanted)
 
     def _has_work(self) -> bool:
-        if self._wanted is None:
+        if self._wanted is None or self._wanted.revision == 0:  # 0: the fleet has not decided yet
             return False
         is_whole = all(self._parts.store.holds(ref.digest) for ref in self._wanted.releases)
         return self._wanted != self._entry.served or not is_whole

@@ -83,21 +83,23 @@ async def test_requests_flow_through_every_switch(fleet, catalogue, tmp_path: Pa
 
 async def test_without_memory_for_two_bases_one_follows_the_other(fleet, catalogue, tmp_path, monkeypatch) -> None:
     fleet.want(catalogue.base("one"))
-    async with running_agent(tmp_path / "state", fleet) as agent:
+    async with running_agent(tmp_path / "state", fleet, engine={"step_s": 0.01}) as agent:
         await agent.until_serving(1)
         old = agent.host.served.child
         monkeypatch.setattr("edge_agent.host.memory_bytes", lambda _: 1 << 60)
-        both_alive = []
-        loaded = agent.host._load_adapters
+        old_is_there = []
+        start = agent.host._start_child
 
-        async def note(child, desired) -> None:
-            both_alive.append(psutil.pid_exists(old.pid))
-            await loaded(child, desired)
+        async def note(base):
+            old_is_there.append(psutil.pid_exists(old.pid))
+            return await start(base)
 
-        monkeypatch.setattr(agent.host, "_load_adapters", note)
+        monkeypatch.setattr(agent.host, "_start_child", note)
+        running = asyncio.create_task(text_of(submit(agent, "base", "a question " * 20)))
         fleet.want(catalogue.base("two"))
         await agent.until_serving(2)
-        assert both_alive == [False]
+        assert old_is_there == [False]
+        assert (await running).startswith("one: a question")
         assert await agent.ask("base", "hi") == "two: hi"
 
 
@@ -196,6 +198,22 @@ async def test_long_work_is_no_hang(fleet, catalogue, tmp_path: Path) -> None:
         await agent.until_serving(1)
         assert await agent.ask("base", "x" * 20) == f"base: {'x' * 20}"
         assert agent.host.num_restarts == 0
+
+
+async def test_a_bundle_is_in_use_until_the_engine_has_let_go_of_it(fleet, catalogue, tmp_path: Path) -> None:
+    base, late = catalogue.base(), catalogue.adapter("home", "late")
+    fleet.want(base)
+    async with running_agent(tmp_path / "state", fleet, engine={"load_s": 0.5}) as agent:
+        await agent.until_serving(1)
+        child = agent.host.served.child
+        loading = asyncio.create_task(child.load_adapter(catalogue.path("late"), late.digest))
+        await asyncio.sleep(0.05)
+        loading.cancel()
+        unloading = asyncio.create_task(child.unload_adapter(late.digest))
+        await asyncio.sleep(0.05)
+        assert agent.host.digests_in_use() == {base.digest, late.digest}
+        await unloading
+        assert agent.host.digests_in_use() == {base.digest}
 
 
 async def test_a_client_that_leaves_frees_the_engine(fleet, catalogue, tmp_path: Path) -> None:

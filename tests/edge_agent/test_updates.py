@@ -240,6 +240,12 @@ async def test_what_nobody_needs_leaves_the_disk(fleet, catalogue, tmp_path: Pat
         assert kept == {base.digest, car.digest}
 
 
+async def test_nothing_is_done_until_the_fleet_has_decided(fleet, tmp_path: Path) -> None:
+    async with running_agent(tmp_path / "state", fleet) as agent:
+        await agent.until(lambda: fleet.count("GET", "/desired") > 3)
+        assert agent.states == []
+
+
 async def test_an_empty_set_serves_nothing(fleet, catalogue, tmp_path: Path) -> None:
     fleet.want(catalogue.base())
     async with running_agent(tmp_path / "state", fleet) as agent:
@@ -310,5 +316,5 @@ async def test_the_device_serves_while_the_server_is_away(fleet, catalogue, tmp_
 async def test_a_device_with_a_wrong_clock_goes_by_the_servers(fleet, catalogue, tmp_path: Path) -> None:
     fleet.want(catalogue.base())
     async with running_agent(tmp_path / "state", fleet) as agent:
-        agent.daemon.components.client._signer.set_clock(1000.0)
+        agent.daemon.components.client._signer._offset_s = -1e6
         await agent.until_serving(1)
