@@ -124,7 +124,9 @@ def test_unpacking_stops_at_the_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"no gzip", gzip.compress(b"{}")[:-1], gzip.compress(b"{}") + b"more", gzip.compress(b"{}") * 2, b""]
+    "body",
+    [b"no gzip", gzip.compress(b"{}")[:-1], gzip.compress(b"{}") + b"more", gzip.compress(b"{}") * 2, b""],
+    ids=["no gzip", "cut", "more behind", "twice", "empty"],
 )
 def test_a_damaged_gzip_body_is_refused(enrolled: Any, body: bytes) -> None:
     response = enrolled().call("POST", "telemetry", body, headers={"Content-Encoding": "gzip"})
