@@ -1,6 +1,8 @@
 """Measure the committed base and adapters as devices run them: converted to 4 bits, on the engine. Needs no torch.
 
-A table for people; the last line is one JSON document.
+A table for people; the last line is one JSON document. `--choose-golden` also writes each adapter's golden prompts:
+held-out requests that are answered rightly both with int8 and with float32 products, so that they hold with a margin
+on any processor.
 """
 
 import argparse
@@ -10,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Literal
 
 from deploy.demo.data import held_out
 from deploy.demo.notices import line_score
@@ -24,6 +26,9 @@ from engine.sampling import SamplingParams
 MODELS: Final = Path(__file__).parent / "models"
 TASKS: Final = {"home-1.0.0": "home", "home-2.0.0": "home-2", "car-1.0.0": "car", "summary-1.0.0": "summary"}
 MAX_TOKENS: Final = 256
+NUM_GOLDEN: Final = 4
+INT8_PRODUCTS: Final = 4
+FLOAT32_PRODUCTS: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +48,11 @@ class Figure:
 class Device:
     """The demo's base and adapters on an engine, as an agent opens them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, accuracy_level: Literal[0, 4] = INT8_PRODUCTS) -> None:
+        folder.mkdir(exist_ok=True)
         base = folder / "base"
         convert_base(MODELS / "base", base)
-        self._engine = Engine.open(base, EngineConfig(num_threads=1))
+        self._engine = Engine.open(base, EngineConfig(num_threads=1, onnx_accuracy_level=accuracy_level))
         self._digests: dict[str, str] = {}
         self._manifests: dict[str, AdapterManifest] = {}
         for name in TASKS:
@@ -71,16 +77,35 @@ class Device:
         return Figure(adapter or "base", task, split, len(pairs), exact, score, len(golden), right)
 
 
+def choose_golden(folder: Path) -> None:
+    """Write into each adapter's `socle.json` the first held-out requests that hold with either kind of products."""
+    devices = [Device(folder / str(level), level) for level in (INT8_PRODUCTS, FLOAT32_PRODUCTS)]
+    for name, task in TASKS.items():
+        chosen: list[dict[str, Any]] = []
+        for sample in held_out(task, "test", 16 * NUM_GOLDEN, seed=1):
+            messages = [message.as_dict() for message in sample.messages]
+            if all(device.answer(name, messages) == sample.answer for device in devices):
+                chosen.append({"messages": messages, "answer": sample.answer})
+            if len(chosen) == NUM_GOLDEN:
+                break
+        path = MODELS / "adapters" / name / "socle.json"
+        document = json.loads(path.read_text(encoding="utf-8")) | {"golden_prompts": chosen}
+        path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Print the table and the JSON document."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100, help="held-out requests per adapter (default 100)")
     parser.add_argument("--split", choices=["test", "phrasing"], default="test")
+    parser.add_argument("--choose-golden", action="store_true", help="first choose the golden prompts anew")
     arguments = parser.parse_args(argv)
     figures = []
     sys.stdout.write(f"{'model':14} {'task':8} {'n':>4} {'exact':>7} {'lines':>7}  golden prompts\n")
     with tempfile.TemporaryDirectory(prefix="socle-models-") as folder:
-        device = Device(Path(folder))
+        if arguments.choose_golden:
+            choose_golden(Path(folder))
+        device = Device(Path(folder) / "measured")
         for name, task in TASKS.items():
             samples = held_out(task, arguments.split, arguments.count)
             for adapter in (name, None):

@@ -30,6 +30,8 @@ ADAPTERS = ("home", "car", "summary")
 UPDATED = "home"
 GROUP = "demo"
 REQUESTS_PER_ADAPTER = 4
+MIN_RIGHT_SHARE = 0.6
+"""Below it the engine is wrong, not just the model: two of the three adapters give nearly only exact answers."""
 REQUESTS_AROUND_UPDATE = 5
 
 
@@ -151,7 +153,7 @@ class Story:
         right, all_answers = self.report.answers_as_expected, self.report.answers_compared
         speed = f"{self.report.decode_tokens_per_s:.0f} tokens/s, first after {self.report.ttft_s * 1000:.0f} ms"
         self.terminal.done(f"{right} of {all_answers} answers exactly as expected; median {speed}")
-        self._check(right >= 0.8 * all_answers, f"only {right} of {all_answers} answers were as expected")
+        self._check(right >= MIN_RIGHT_SHARE * all_answers, f"only {right} of {all_answers} answers were as expected")
 
     def update(self) -> None:
         """Version 2 of one adapter, over the air, under load: nothing dropped, and the answers change."""
