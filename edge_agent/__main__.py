@@ -210,6 +210,7 @@ def _configure_log(log_format: Literal["text", "json"]) -> None:
         processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper("iso", utc=True), shown],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
     )
 
 

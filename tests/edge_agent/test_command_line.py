@@ -23,8 +23,9 @@ from tests.simulators.fleet_server import Lost, Status
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     monkeypatch.setenv("SOCLE_AGENT_STATE_DIR", str(tmp_path / "state"))
+    before = structlog.get_config()
     yield lambda *arguments: CliRunner().invoke(app, arguments)
-    structlog.reset_defaults()  # the command line has configured it for its own output
+    structlog.configure(**before)  # the command line has configured it for its own output
 
 
 def test_enrolment_keeps_key_and_identity_to_itself(run, fleet, tmp_path: Path) -> None:
