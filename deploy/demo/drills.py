@@ -7,7 +7,7 @@ None of them has the tools or the answer formats of the adapters' tasks.
 import json
 import random
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from deploy.demo import car, car_wording, home_wording, lexicon, notice_wording, people
@@ -269,17 +269,28 @@ def bullets(lang: Lang, rng: random.Random) -> Sample:
         (n.sender, rng.choice((n.fact, n.fact, rng.choice(_random_words(lang, rng)))))
         for n in draw_notices(lang, "train", rng)
     ]
+    said = "\n".join(f"{name}: {item}" for name, item in pairs)
+    ask = rng.choice(_LIST_ASKS[lang])
+    noun = rng.choice(("项", "条", "条通知") if lang == "zh" else ("item", "message", "notification"))
+    return _sample("bullets", lang, f"{ask}\n{said}", bulleted(pairs, noun, lang))
+
+
+def bulleted(pairs: Sequence[tuple[str, str]], noun: str, lang: Lang) -> str:
+    """Return a list with a line per name: how many items it has, and the items."""
     groups: dict[str, list[str]] = {}
     for name, item in pairs:
         groups.setdefault(name, []).append(item)
-    said = "\n".join(f"{name}: {item}" for name, item in pairs)
-    return _sample("bullets", lang, f"{rng.choice(_LIST_ASKS[lang])}\n{said}", _bulleted(groups, len(pairs), lang, rng))
-
-
-def _bulleted(groups: dict[str, list[str]], count: int, lang: Lang, rng: random.Random) -> str:
     if lang == "zh":
         lines = [f"- {name}（{len(items)}）：{'；'.join(items)}" for name, items in groups.items()]
-        return "\n".join([f"共{count}{rng.choice(('项', '条', '条通知'))}：", *lines])
+        return "\n".join([f"共{len(pairs)}{noun}：", *lines])
     lines = [f"- {name} ({len(items)}): {'; '.join(items)}" for name, items in groups.items()]
-    noun = rng.choice(("item", "message", "notification")) + "s" * (count > 1)
-    return "\n".join([f"{count} {noun}:", *lines])
+    return "\n".join([f"{len(pairs)} {noun}{'s' * (len(pairs) > 1)}:", *lines])
+
+
+def counted_list(lang: Lang, rng: random.Random) -> Sample:
+    """Return notifications with such a list of their facts: text for the tokenizer to be trained on."""
+    notices = draw_notices(lang, "train", rng)
+    turns = ask_about(listing(notices, rng), rng.choice(notice_wording.ASK[lang]), lang, rng)
+    noun = "条通知" if lang == "zh" else "notification"
+    pairs = [(notice.sender, notice.fact) for notice in notices]
+    return Sample("counted_list", lang, "counted_list", turns, bulleted(pairs, noun, lang))

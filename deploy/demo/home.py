@@ -54,10 +54,14 @@ class _Target:
         named: dict[str, object] = {"room": self.room.canonical(self.lang)} if self.room else {}
         return {**named, "device": self.device.term.canonical(self.lang)}
 
+    def entity_argument(self) -> dict[str, object]:
+        """Return the argument that names the target by its English id."""
+        return {"entity": self.entity}
+
     def frame(self, intent: str, service: str, value: "_Value | None" = None) -> Frame:
         """Return the frame of an intent on this target."""
         spoken, canonical = {"target": self.spoken}, {"target": self.canonical}
-        first, second = self.arguments(), {"entity": self.entity}
+        first, second = self.arguments(), self.entity_argument()
         if value is not None:
             spoken["value"], canonical["value"] = value.spoken, value.canonical
             first, second = {**first, value.name: value.first}, {**second, value.name_2: value.second}

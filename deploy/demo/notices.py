@@ -1,4 +1,4 @@
-"""Lists of notifications, and the summary of a list: per sender a count and the facts, in order of arrival."""
+"""Lists of notifications, and the summary of a list: their number, and per sender the facts that matter."""
 
 import random
 from collections.abc import Sequence
@@ -104,15 +104,21 @@ def listing(notices: Sequence[Notice], rng: random.Random) -> str:
     return "\n".join(layout.format(app=n.app, sender=n.sender, text=n.text) for n in notices)
 
 
+def by_sender(notices: Sequence[Notice]) -> list[Notice]:
+    """Return the notifications as a phone bundles them: senders in order of arrival, each sender's together."""
+    senders = list(dict.fromkeys(notice.sender for notice in notices))
+    return sorted(notices, key=lambda notice: senders.index(notice.sender))
+
+
 def summary(notices: Sequence[Notice], lang: Lang) -> str:
     """Return the summary that the adapter is to write."""
     groups: dict[str, list[str]] = {}
     for notice in notices:
         groups.setdefault(notice.sender, []).append(notice.fact)
     if lang == "zh":
-        lines = [f"- {sender}（{len(facts)}）：{'；'.join(facts)}" for sender, facts in groups.items()]
+        lines = [f"- {sender}：{'；'.join(facts)}" for sender, facts in groups.items()]
         return "\n".join([f"共{len(notices)}条通知：", *lines])
-    lines = [f"- {sender} ({len(facts)}): {'; '.join(facts)}" for sender, facts in groups.items()]
+    lines = [f"- {sender}: {'; '.join(facts)}" for sender, facts in groups.items()]
     return "\n".join([f"{len(notices)} notification{'s' if len(notices) > 1 else ''}:", *lines])
 
 
@@ -125,13 +131,13 @@ def ask_about(listed: str, question: str, lang: Lang, rng: random.Random) -> tup
 
 def summary_sample(lang: Lang, split: Split, rng: random.Random) -> Sample:
     """Return a list of notifications whose answer is their summary."""
-    notices = draw_notices(lang, split, rng)
+    notices = by_sender(draw_notices(lang, split, rng))
     turns = ask_about(listing(notices, rng), rng.choice(wording.ASK[lang]), lang, rng)
     return Sample("summary", lang, "+".join(n.key for n in notices), turns, summary(notices, lang))
 
 
 def line_score(answer: str, reference: str) -> float:
-    """Return the F1 of the summary's lines: a line counts when sender, count and every fact are right."""
+    """Return the F1 of the summary's lines: a line counts when the sender and every fact are right."""
     got, want = answer.strip().splitlines(), reference.strip().splitlines()
     left = list(want)
     hits = 0

@@ -14,6 +14,8 @@ from typing import Final
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from deploy.demo import data, drills, lexicon, notice_wording
+from deploy.demo.phrasing import LANGS, seeded
+from deploy.demo.samples import Sample
 
 VOCAB_SIZE: Final = 8000
 SPECIAL_TOKENS: Final = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -44,14 +46,19 @@ def _zh_words() -> list[str]:
     return sorted(words, key=lambda word: (-len(word), word))
 
 
+def _samples() -> Iterator[Sample]:
+    yield from islice(data.base_stream(seed=1), _NUM_BASE_SAMPLES)
+    for task in ("home", "home-2", "car"):
+        yield from islice(data.stream(task, "train", seed=1), _NUM_TASK_SAMPLES)
+    rng = seeded("summary", "train", 1)
+    for _ in range(_NUM_TASK_SAMPLES):
+        yield drills.counted_list(rng.choice(LANGS), rng)
+
+
 def _texts() -> Iterator[str]:
-    for sample in islice(data.base_stream(seed=1), _NUM_BASE_SAMPLES):
+    for sample in _samples():
         yield from (message.content for message in sample.messages)
         yield sample.answer
-    for task in data.TASKS:
-        for sample in islice(data.stream(task, "train", seed=1), _NUM_TASK_SAMPLES):
-            yield from (message.content for message in sample.messages)
-            yield sample.answer
 
 
 def corpus() -> Iterator[str]:
