@@ -234,7 +234,7 @@ async def test_what_nobody_needs_leaves_the_disk(fleet, catalogue, tmp_path: Pat
     async with running_agent(tmp_path / "state", fleet) as agent:
         await agent.until_serving(1)
         await agent.until_serving(fleet.want(base, car))
-        await agent.until(lambda: agent.host.served.child.loaded == {car.digest})
+        await agent.until(lambda: agent.host.digests_in_use() == {base.digest, car.digest})
         agent.updater.collect_garbage()
         kept = {path.name for path in (tmp_path / "state" / "bundles").iterdir()}
         assert kept == {base.digest, car.digest}

@@ -125,6 +125,7 @@ class FleetServer:
     def start(self) -> None:
         """Listen, on the same port as before."""
         fleet = self
+        self.is_away = False
 
         class Handler(_Handler):
             server_fleet = fleet
@@ -134,8 +135,9 @@ class FleetServer:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def stop(self) -> None:
-        """Be away: connections are refused from now on."""
+        """Be away: connections are refused from now on, and those that are open get no answer any more."""
         assert self._server is not None
+        self.is_away = True
         self._server.shutdown()
         self._server.server_close()
 
@@ -284,6 +286,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self, method: str) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.server_fleet.is_away:
+            self.close_connection = True
+            return
         path = self.path.removeprefix(protocol.API_PREFIX)
         self.server_fleet.requests.append((method, path, self.headers.get("Range")))
         fault = self.server_fleet.fault_for(path)
