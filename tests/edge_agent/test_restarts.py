@@ -124,7 +124,8 @@ def test_kill_9(fleet, catalogue, agent: AgentProcess, name: str) -> None:
     if path:
         fleet.order(path, hold)
     fleet.want(base, new)
-    agent.until(lambda: any(report.state == name and report.target_revision == 2 for report in fleet.reports))
+    journal = Journal(agent.state_dir)
+    agent.until(lambda: (journal.read().state, journal.read().target.revision) == (name, 2))
     engines = agent.kill()
     hold.release.set()
     assert engines
