@@ -93,15 +93,7 @@ def test_adapter_directory(name, business):
     assert all(prompt["messages"][-1]["role"] == "user" for prompt in socle["golden_prompts"])
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(reason="answers are not exact yet, see deploy/demo/README.md"))
-        if name == "summary-1.0.0"
-        else name
-        for name in ADAPTERS
-    ],
-)
+@pytest.mark.parametrize("name", ADAPTERS)
 def test_adapters_bring_golden_prompts(name):
     assert 3 <= len(read(MODELS / "adapters" / name / "socle.json")["golden_prompts"]) <= 5
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from deploy.demo.data import held_out
+from deploy.demo.demo_requests import requests
 from deploy.tour.api import archive_of
 from deploy.tour.load import Load
 from deploy.tour.stack import wait_for
-from deploy.tour.story import MODELS, Story, messages_of
+from deploy.tour.story import MODELS, Story
 
 DEVICE = "device-1"
 pytestmark = pytest.mark.timeout(300)
@@ -33,8 +33,7 @@ def counted_requests(story: Story, adapter: str) -> int:
 @contextmanager
 def load_on(story: Story, adapter: str, answered: Counter[str]) -> Iterator[Load]:
     """Requests to the device while the block runs, each of which must be answered."""
-    (sample,) = held_out(adapter, "test", 1)
-    with Load({DEVICE: story.device(DEVICE)}, adapter, messages_of(sample)) as load:
+    with Load({DEVICE: story.device(DEVICE)}, adapter, requests()[adapter][0]["messages"]) as load:
         yield load
     answered[adapter] += load.num_sent
     assert not load.errors
