@@ -31,9 +31,9 @@ class StrictSerializer(serializers.Serializer[Any]):
 
     def to_internal_value(self, data: Any) -> Any:
         """The values, or a `ValidationError` for each unknown field."""
-        if isinstance(data, dict) and (unknown := set(map(str, data)) - set(self.fields)):
-            known = ", ".join(self.fields)
-            raise serializers.ValidationError({name: [f"Unknown field. Known are: {known}."] for name in unknown})
+        if isinstance(data, dict) and (unknown := sorted(set(map(str, data)) - set(self.fields))):
+            known = ", ".join(name for name, field in self.fields.items() if not field.read_only)
+            raise serializers.ValidationError({name[:80]: [f"Unknown field. Known are: {known}."] for name in unknown})
         return super().to_internal_value(data)
 
 
