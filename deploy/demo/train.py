@@ -83,7 +83,7 @@ PLANS: Final = {
     "home-1.0.0": AdapterPlan("home", "home", rank=16, max_tokens=64, num_steps=240),
     "home-2.0.0": AdapterPlan("home-2", "home", rank=16, max_tokens=64, num_steps=400),
     "car-1.0.0": AdapterPlan("car", "car", rank=16, max_tokens=64, num_steps=240),
-    "summary-1.0.0": AdapterPlan("summary", "summary", rank=16, max_tokens=256, num_steps=900),
+    "summary-1.0.0": AdapterPlan("summary", "summary", rank=16, max_tokens=256, num_steps=2000),
 }
 
 
