@@ -115,10 +115,10 @@ class DeviceApi:
         """Base and adapters that the device serves."""
         return list(_result(self.client.get(f"{self.url}/v1/models"))["data"])
 
-    def answers(self) -> bool:
-        """Whether the device serves now."""
+    def serves(self, models: set[str]) -> bool:
+        """Whether the device serves all of these now."""
         try:
-            return bool(self.models())
+            return models <= {model["id"] for model in self.models()}
         except (httpx2.HTTPError, RefusedError):
             return False
 

@@ -35,6 +35,26 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def server_port(directory: Path, wanted: int) -> int:
+    """The server's port for this directory: the one of its first run, since devices enrol at an address for good.
+
+    wanted: 0 for any. Raises `StackError` if the directory's devices know another one, or somebody listens there.
+    """
+    kept = directory / "port"
+    port = int(kept.read_text()) if kept.exists() else wanted or free_port()
+    if wanted not in (0, port):
+        raise StackError(f"the devices in {directory} are enrolled at port {port}: leave --port out, or add --fresh")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise StackError(f"port {port}: {error.strerror}. Stop what listens there, or add --fresh") from error
+    directory.mkdir(parents=True, exist_ok=True)
+    kept.write_text(str(port))
+    return port
+
+
 @dataclass(slots=True)
 class Process:
     """One child with a log file, in a session of its own so that Ctrl-C reaches the demo alone."""
@@ -154,8 +174,8 @@ class Stack:
         for process in self._running():
             process.check()
 
-    def stop(self) -> None:
-        """Devices first, so that their last reports and samples reach the server."""
+    def close(self) -> None:
+        """Stop everything. Devices first, so that their last reports and samples reach the server."""
         for process in (*self.devices.values(), self.worker, self.server):
             process.stop()
 

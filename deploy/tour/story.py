@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ MODELS = ROOT / "deploy" / "demo" / "models"
 BASE = "demo-base"
 ADAPTERS = ("home", "car", "summary")
 UPDATED = "home"
+UPDATE_ROLLOUT = f"{UPDATED} 2"
 GROUP = "demo"
 MIN_RIGHT_SHARE = 0.9
 """The small model errs on some requests; fewer right answers than this mean that the engine is wrong."""
@@ -36,6 +38,10 @@ REQUESTS_AROUND_UPDATE = 5
 def words_of(request: Document) -> str:
     """What the user says last in a request."""
     return str(request["messages"][-1]["content"])
+
+
+def _is_after(timestamp: str | None, moment: datetime) -> bool:
+    return timestamp is not None and datetime.fromisoformat(timestamp) > moment
 
 
 class CheckFailedError(Exception):
@@ -67,25 +73,47 @@ class Story:
         self.terminal = terminal
         self.device_names = device_names
         self.report = Report(devices=len(device_names))
+        self.versions = dict.fromkeys(ADAPTERS, "1.0.0")
         self.answers: list[Answer] = []
         self.api = Api(stack.url, token="", show=terminal.command)
         self._device_apis: dict[str, DeviceApi] = {}
+        self._devices_started_at = datetime.now(UTC)
 
     def tell(self) -> None:
-        """All steps in order."""
-        steps = (
-            ("start", "Start the server and the worker", self.start),
+        """All steps in order; after a run that came to its end, those that find everything in place are left out."""
+        self._take(1, "start", "Start the server and the worker", self.start)
+        for number, (name, title, step) in enumerate(self._steps_after_start(), 2):
+            self._take(number, name, title, step)
+
+    def _steps_after_start(self) -> list[tuple[str, str, Callable[[], None]]]:
+        ask = ("ask", "Ask each device; `model` names the adapter", self.ask)
+        telemetry = ("telemetry", "Query the telemetry that came back", self.telemetry)
+        if self._is_told():
+            self.versions[UPDATED] = "2.0.0"
+            self.terminal.say("  Releases and devices are those of the last run; --fresh tells the whole story again.")
+            return [("return", "Start the devices; each comes back with what it had", self.come_back), ask, telemetry]
+        return [
             ("publish", "Publish one base model and three adapters", self.publish),
             ("enrol", f"Enrol {len(self.device_names)} devices into the group {GROUP!r}", self.enrol),
             ("roll_out", "Roll the base and the adapters out", self.roll_out),
-            ("ask", "Ask each device; `model` names the adapter", self.ask),
+            ask,
             ("update", f"Roll out {UPDATED}@2.0.0 while requests keep flowing", self.update),
-            ("telemetry", "Query the telemetry that came back", self.telemetry),
-        )
-        for number, (name, title, step) in enumerate(steps, 1):
-            self.terminal.heading(f"{number}. {title}")
-            with self._timed(name):
-                step()
+            telemetry,
+        ]
+
+    def _take(self, number: int, name: str, title: str, step: Callable[[], None]) -> None:
+        self.terminal.heading(f"{number}. {title}")
+        with self._timed(name):
+            step()
+
+    def _is_told(self) -> bool:
+        """Whether an earlier run has rolled out the update, on as many devices."""
+        rollouts = self.api.call("GET", "/api/v1/rollouts", quiet=True)["results"]
+        has_updated = any(r["name"] == UPDATE_ROLLOUT and r["state"] == "completed" for r in rollouts)
+        return has_updated and all(self._is_enrolled(name) for name in self.device_names)
+
+    def _is_enrolled(self, device: str) -> bool:
+        return (self.stack.device_directory(device) / "identity.json").exists()
 
     def close(self) -> None:
         """Let go of connections."""
@@ -111,25 +139,32 @@ class Story:
         """A one-time token per new device; each device is an agent process with a state directory of its own."""
         if not any(group["name"] == GROUP for group in self.api.call("GET", "/api/v1/groups", quiet=True)):
             self.api.call("POST", "/api/v1/groups", {"name": GROUP})
-        new = [n for n in self.device_names if not (self.stack.device_directory(n) / "identity.json").exists()]
-        tokens: Iterator[str] = iter(())
+        new = [name for name in self.device_names if not self._is_enrolled(name)]
+        made = []
         if new:
             request = {"group": GROUP, "count": len(new)}
             made = self.api.call("POST", "/api/v1/enrolment-tokens", request)["tokens"]
-            tokens = iter([row["token"] for row in made])
+        tokens = {name: row["token"] for name, row in zip(new, made, strict=True)}
+        self._start_devices(tokens, "have enrolled and reported")
+
+    def come_back(self) -> None:
+        """Devices that were enrolled before serve what they had, before the server tells them anything."""
+        self._start_devices({}, "are back")
+        with self.terminal.progress("each serves the base and its adapters"):
+            wait_for(self._all_serve, "the devices to serve", watch=self.stack.check)
+
+    def _start_devices(self, tokens: dict[str, str], done: str) -> None:
+        self._devices_started_at = datetime.now(UTC)
         for name in self.device_names:
-            self.stack.add_device(name, next(tokens) if name in new else None)
-        with self.terminal.progress(f"{len(self.device_names)} devices have enrolled and reported"):
+            self.stack.add_device(name, tokens.get(name))
+        with self.terminal.progress(f"{len(self.device_names)} devices {done}"):
             wait_for(self._all_reported, "the devices to report", watch=self.stack.check)
 
     def roll_out(self) -> None:
         """One rollout puts the whole set on every device of the group."""
         change = {"base": f"{BASE}@1.0.0", "adapters": [f"{name}@1.0.0" for name in ADAPTERS]}
         self._roll_out("first set", change)
-        for name in self.device_names:
-            served = {model["id"] for model in self.device(name).models()}
-            self._check({BASE, *ADAPTERS} <= served, f"{name} serves {sorted(served)}")
-        self.report.adapters = [f"{name}@1.0.0" for name in ADAPTERS]
+        self._check(self._all_serve(), "the rollout is complete, and a device does not serve what it brought")
 
     def ask(self) -> None:
         """Held-out requests in Chinese and English, spread over the devices; the answers are compared."""
@@ -155,7 +190,7 @@ class Story:
         load = Load({n: self.device(n) for n in self.device_names}, UPDATED, request["messages"])
         with load:
             load.wait_for_more(REQUESTS_AROUND_UPDATE)
-            self._roll_out(f"{UPDATED} 2", {"adapters": [f"{UPDATED}@2.0.0"]})
+            self._roll_out(UPDATE_ROLLOUT, {"adapters": [f"{UPDATED}@2.0.0"]})
             load.wait_for_more(REQUESTS_AROUND_UPDATE)
         for device, (before, after) in load.first_and_last().items():
             self.terminal.table(["", device], [["asked", words_of(request)], ["before", before], ["after", after]])
@@ -165,7 +200,7 @@ class Story:
         self.report.requests_dropped += load.num_dropped
         self.terminal.done(f"{load.num_sent} requests during the update, {load.num_dropped} dropped")
         self._check(not load.num_dropped, f"dropped: {load.errors[:3]}")
-        self.report.adapters = [f"{n}@{'2.0.0' if n == UPDATED else '1.0.0'}" for n in ADAPTERS]
+        self.versions[UPDATED] = "2.0.0"
 
     def telemetry(self) -> None:
         """Decode speed per adapter as the fleet's server knows it."""
@@ -196,6 +231,7 @@ class Story:
 
     def report_json(self) -> str:
         """The report as one line."""
+        self.report.adapters = [f"{name}@{version}" for name, version in self.versions.items()]
         return json.dumps(asdict(self.report), ensure_ascii=False)
 
     def publish_adapter(self, name: str, version: str) -> None:
@@ -224,7 +260,7 @@ class Story:
 
     def _ask(self, device: str, adapter: str, request: Document) -> None:
         answer = self.device(device).chat(adapter, request["messages"])
-        expected = request["answers"][f"{adapter}-1.0.0"]
+        expected = request["answers"][f"{adapter}-{self.versions[adapter]}"]
         right = answer.text == expected
         self.answers.append(answer)
         self.report.requests_sent += 1
@@ -250,8 +286,11 @@ class Story:
 
     def _all_reported(self) -> bool:
         devices = self.api.call("GET", f"/api/v1/devices?group={GROUP}", quiet=True)["results"]
-        reported = {device["name"] for device in devices if device["last_seen_at"]}
+        reported = {d["name"] for d in devices if _is_after(d["last_seen_at"], self._devices_started_at)}
         return set(self.device_names) <= reported
+
+    def _all_serve(self) -> bool:
+        return all(self.device(name).serves({BASE, *ADAPTERS}) for name in self.device_names)
 
     def _adapters_in(self, path: str) -> set[str]:
         return {series["group"]["adapter_name"] for series in self.api.call("GET", path, quiet=True)["series"]}

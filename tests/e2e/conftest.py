@@ -27,7 +27,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         yield told
     finally:
         told.close()
-        stack.stop()
+        stack.close()
 
 
 @pytest.fixture(scope="session")

@@ -111,7 +111,7 @@ def test_a_killed_agent_comes_back_and_reaches_the_desired_set(
     agent = story.stack.devices[DEVICE]
     agent.kill()
     agent.start()
-    wait_for(lambda: story.device(DEVICE).answers(), "the device to serve again", watch=story.stack.check)
+    wait_for(lambda: story.device(DEVICE).serves({"home"}), "the device to serve again", watch=story.stack.check)
     wait_for(
         lambda: story.api.call("GET", f"/api/v1/rollouts/{rollout['id']}")["state"] == "completed",
         "the rollout to complete",
@@ -126,7 +126,7 @@ def test_the_device_serves_from_its_disk_while_the_server_is_away(story: Story, 
     agent.kill()
     agent.start()
     try:
-        wait_for(lambda: story.device(DEVICE).answers(), "the device to serve", watch=agent.check)
+        wait_for(lambda: story.device(DEVICE).serves({"home"}), "the device to serve", watch=agent.check)
         with load_on(story, "home", answered) as load:
             load.wait_for_more(3)
     finally:
