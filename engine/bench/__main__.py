@@ -1,114 +1,145 @@
-"""`python -m engine.bench BUNDLE`: prefill, decode and first token of a base with and without adapters, and memory.
+"""`python -m engine.bench`: our engine against its peers, interleaved in one run.
 
-Figures are medians over rounds in which all models take turns, so that they can be compared within one run. Prompts are
-random tokens from a fixed seed.
+`python -m engine.bench bundle PATH` measures a bundle of one's own instead.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
+from typing import Any, Final
 
-import numpy as np
+from engine.bench import bundle
+from engine.bench.cases import Setting, settings
+from engine.bench.child import Child
+from engine.bench.conductor import Plan, Surroundings, run_shape
+from engine.bench.contestants import REGISTRY
+from engine.bench.machine import describe_machine, measure_capability
+from engine.bench.models import ModelFolder, ensure_model
+from engine.bench.report import document, table
+from engine.bench.results import Participant, ShapeResults
+from engine.bench.shapes import SHAPES, quick
 
-from engine.config import EngineConfig
-from engine.runtime import Engine
-from engine.sampling import SamplingParams
-from engine.sequence import Usage
-
-PROMPT_SEED = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """Of one model: the bare base, or the base with an adapter."""
-
-    model: str
-    prefill_tokens_per_s: float
-    decode_tokens_per_s: float
-    ttft_ms: float
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
+MAX_TOKENS: Final = 4096  # the default context limit of our own engine
+_QUICK: Final = {"rows": [1, 8], "context": [64], "prefill": [128], "rounds": 2}
+_FULL: Final = {"rows": [1, 2, 4, 8, 16, 32], "context": [256, 2048], "prefill": [128, 512], "rounds": 7}
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    options = _parser().parse_args(arguments)
-    config = EngineConfig.from_mapping(options.config)
-    started_at = time.perf_counter()
-    engine = Engine.open(options.bundle, config)
-    open_s = time.perf_counter() - started_at
-    models = {"base": None} | {path.name: engine.load_adapter(path) for path in options.adapter}
-    speeds = measure(engine, models, options.prompt_tokens, options.answer_tokens, options.rounds)
-    stats = engine.stats()
-    print(_table(speeds))
-    report = {
-        "backend": stats.backend,
-        "open_s": open_s,
-        "adapter_load_s": stats.adapter_load_s,
-        "adapter_switch_s": stats.adapter_switch_s / max(1, stats.total.adapter_switches),
-        "prompt_tokens": options.prompt_tokens,
-        "answer_tokens": options.answer_tokens,
-        "memory": asdict(stats.memory),
-        "speeds": [asdict(speed) for speed in speeds],
-    }
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["bundle"]:
+        bundle.main(words[1:])
+    else:
+        compare(_options(words))
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Run all shapes, and print the tables and the document."""
+    planned = settings(contexts=options.context, rows=options.rows, prefills=options.prefill)
+    machine = describe_machine()
+    shapes = [_run(shape, planned, options) for shape in options.shape]
+    report = document(machine, shapes, {name: getattr(options, name) for name in ("rounds", "budget_s", "num_threads")})
+    print(table(machine, shapes))
+    if options.json:
+        options.json.write_text(json.dumps(report) + "\n")
     print(json.dumps(report))
-    engine.close()
 
 
-def measure(
-    engine: Engine, models: Mapping[str, str | None], prompt_tokens: int, answer_tokens: int, rounds: int
-) -> list[Speed]:
-    """Speeds by model; one round before the first one warms up."""
-    generator = np.random.default_rng(PROMPT_SEED)
-    prompt = generator.integers(0, engine.manifest.architecture.vocab_size, prompt_tokens).tolist()
-    sampling = SamplingParams(temperature=0.0, max_tokens=answer_tokens, ignore_eos=True)
-    usages: dict[str, list[Usage]] = {name: [] for name in models}
-    for _ in range(1 + rounds):
-        for name, adapter in models.items():
-            outputs = list(engine.generate(prompt, adapter=adapter, sampling=sampling))
-            usage = outputs[-1].usage
-            assert usage is not None
-            usages[name].append(usage)
-    return [_speed(name, of_model[1:]) for name, of_model in usages.items()]
-
-
-def _speed(model: str, usages: list[Usage]) -> Speed:
-    return Speed(
-        model,
-        prefill_tokens_per_s=median(usage.prompt_tokens / usage.prefill_s for usage in usages),
-        decode_tokens_per_s=median((usage.completion_tokens - 1) / usage.decode_s for usage in usages),
-        ttft_ms=median(1000 * usage.ttft_s for usage in usages),
+def _run(shape: str, planned: list[Setting], options: argparse.Namespace) -> ShapeResults:
+    architecture = quick(SHAPES[shape]) if options.quick else SHAPES[shape]
+    folder = ModelFolder(options.cache.resolve() / f"{shape}-{architecture.num_hidden_layers}-layers")
+    results = ShapeResults(shape, architecture, {name: _participant(name) for name in options.only})
+    plan = Plan(
+        settings=planned,
+        folder=str(folder.path),
+        rounds=options.rounds,
+        budget_s=options.budget_s,
+        num_threads=options.num_threads,
+        with_memory=options.memory,
     )
+    _say(f"{shape}: random weights in {folder.path}")
+    ensure_model(folder, architecture)
+    world = Surroundings(_starter(folder), lambda: measure_capability(options.num_threads), _say)
+    run_shape(plan, results, world)
+    return results
 
 
-def _table(speeds: list[Speed]) -> str:
-    lines = [f"{'model':<24}{'prefill tokens/s':>18}{'decode tokens/s':>18}{'first token ms':>18}"]
-    lines += [
-        f"{s.model:<24}{s.prefill_tokens_per_s:>18.0f}{s.decode_tokens_per_s:>18.1f}{s.ttft_ms:>18.1f}" for s in speeds
-    ]
-    return "\n".join(lines)
+def _participant(name: str) -> Participant:
+    return Participant(name, REGISTRY[name].is_peer, failure=REGISTRY[name].missing())
+
+
+def _starter(folder: ModelFolder) -> Callable[[str], Child]:
+    def start(name: str) -> Child:
+        command = [sys.executable, "-m", "engine.bench.contestants", name]
+        return Child(name, command, log=folder.path / "logs" / f"{name}.log", directory=ROOT)
+
+    return start
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _options(words: Sequence[str]) -> argparse.Namespace:
+    """Checked options. What --quick changes can still be given."""
+    parser = _parser()
+    options = parser.parse_args(words)
+    defaults = _QUICK if options.quick else _FULL
+    for name, value in defaults.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    if max(options.context, default=0) + max(options.rows, default=0) > MAX_TOKENS or max(options.prefill) > MAX_TOKENS:
+        parser.error(f"context and rows together are limited to {MAX_TOKENS} tokens")
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m engine.bench", description="Measure a base bundle.")
-    parser.add_argument("bundle", type=Path, help="directory of the base bundle")
-    parser.add_argument("--adapter", type=Path, action="append", default=[], help="adapter bundle; may be repeated")
-    parser.add_argument("--prompt-tokens", type=int, default=128)
-    parser.add_argument("--answer-tokens", type=_at_least_two, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--config", type=json.loads, default={}, help='engine configuration, {"num_threads": 2, ...}')
+    parser = argparse.ArgumentParser(prog="./dev bench engine", description=__doc__, epilog=_peers_note())
+    add = parser.add_argument
+    add("--quick", action="store_true", help="few layers, few cases, few rounds: shows that it works, measures nothing")
+    add("--shape", type=_one_of(SHAPES), help=f"of {', '.join(SHAPES)}", default=["0.5b"])
+    add("--only", type=_one_of(REGISTRY), default=list(REGISTRY), help=f"of {', '.join(REGISTRY)}")
+    add("--rows", type=_counts, help="rows of a verification step (1,2,4,8,16,32)")
+    add("--context", type=_counts, help="tokens that such a step finds in the KV cache (256,2048)")
+    add("--prefill", type=_counts, help="prompt lengths (128,512)")
+    add("--rounds", type=_count, help="of which the median is taken (7)")
+    add("--budget-s", type=float, default=0.25, help="least time of a contestant in a round of a case (0.25)")
+    add("--num-threads", type=int, default=0, help="0 lets each contestant take what is best for it")
+    add("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure each one's memory alone, before")
+    add("--json", type=Path, help="write the document there, too")
+    add("--cache", type=Path, default=ROOT / "var" / "bench", help="where the random models are kept (var/bench)")
     return parser
 
 
-def _at_least_two(text: str) -> int:
-    """The first token of an answer comes out of the prefill, so a decode needs a second one."""
-    if (number := int(text)) < 2:
-        raise argparse.ArgumentTypeError("at least 2")
-    return number
+def _peers_note() -> str:
+    return "./dev bench engine --peers installs llama.cpp and OpenVINO beside .venv first, and runs with them."
+
+
+def _one_of(known: Any) -> Callable[[str], list[str]]:
+    """A parser of names with commas between them."""
+
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        if unknown := [name for name in names if name not in known]:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(known)}")
+        return names
+
+    return parse
+
+
+def _counts(text: str) -> list[int]:
+    return sorted({_count(part) for part in text.split(",")}) if text else []
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,75 @@
+"""Our engine, on any of its back ends, with or without an adapter. Prompts run in chunks as the engine runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from engine.artifact import read_adapter
+from engine.backends import Backend, Segment, State, open_backend
+from engine.bench.contestants import Logits, Room, Tokens
+from engine.bench.models import ModelFolder
+from engine.config import EngineConfig
+
+
+class SocleContestant:
+    """`Contestant` over a back end."""
+
+    _backend: Backend
+
+    def __init__(self, backend: str, *, with_adapter: bool) -> None:
+        self._name = backend
+        self._with_adapter = with_adapter
+        self._adapter: str | None = None
+        self._state: State | None = None
+        self._num_prepared = 0
+        self._chunk_rows = 0
+
+    def export(self, folder: ModelFolder) -> None:
+        """The bundle is what it runs."""
+
+    def open(self, folder: ModelFolder, num_threads: int) -> Mapping[str, Any]:
+        """Open the base, and load the adapter if there is to be one."""
+        config = EngineConfig.from_mapping({"backend": self._name, "num_threads": num_threads})
+        self._backend = open_backend(folder.base, config)
+        self._chunk_rows = min(config.prefill_chunk_tokens, self._backend.max_step_rows)
+        if self._with_adapter:
+            _, self._adapter = read_adapter(folder.adapter)
+            self._backend.load_adapter(self._adapter, folder.adapter)
+        return {"version": _version(self._backend.name), "num_threads": num_threads}
+
+    def prepare(self, tokens: Tokens, room: Room) -> None:
+        """Drop the state, fill another."""
+        if self._state is not None:
+            self._state.close()
+        self._state = self._backend.new_state(room.capacity)
+        self._num_prepared = len(tokens)
+        self._run(tokens, ())
+
+    def step(self, tokens: Tokens, *, all_logits: bool) -> Logits:
+        """In chunks if there are many."""
+        return self._run(tokens, tuple(range(len(tokens))) if all_logits else (len(tokens) - 1,))
+
+    def rewind(self) -> None:
+        """Shorten the state."""
+        assert self._state is not None
+        self._state.rewind(self._num_prepared)
+
+    def _run(self, tokens: Tokens, logit_rows: tuple[int, ...]) -> Logits:
+        assert self._state is not None
+        parts: list[Logits] = []
+        for start in range(0, len(tokens), self._chunk_rows):
+            chunk = tokens[start : start + self._chunk_rows]
+            wanted = tuple(row - start for row in logit_rows if start <= row < start + len(chunk))
+            parts += self._backend.step([Segment(self._state, chunk, self._adapter, wanted)])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
+
+
+def _version(backend: str) -> str:
+    if backend != "onnx":
+        return backend
+    import onnxruntime  # noqa: PLC0415 - only where it is the back end
+
+    return f"ONNX Runtime {onnxruntime.__version__}"

@@ -1,0 +1,137 @@
+"""Random models in our own format, written once per shape and kept.
+
+Weights are normal with a standard deviation of 0.02 and lie in the file as 4- and 8-bit blocks from the start, so that
+a model of any size is made in seconds and no more than one matrix is in memory. Norms are 1. The peers' models are made
+from this bundle, hence all contestants run the same weights.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.artifact import (
+    ADAPTER_WEIGHTS,
+    BASE_WEIGHTS,
+    AdapterManifest,
+    Architecture,
+    BaseBinding,
+    BaseManifest,
+    TokenizerInfo,
+    describe_files,
+    read_base,
+    write_manifest,
+)
+from engine.convert.building import building
+from engine.layout import GROUP_INPUTS, TILE_ROWS, ZERO_POINT, block_bytes
+from engine.parameters import EMBEDDING, HEAD, linear_modules, matrix_modules, vectors
+from engine.tensor_file import TensorSpec, write_tensor_file
+
+LORA_RANK: Final = 16
+WEIGHT_STD: Final = 0.02
+_NO_TOKENIZER: Final = TokenizerInfo("0" * 64, "1" * 64, eos_token_ids=())
+_VALUE_STD: Final = {4: 2.6, 8: 36.0}  # of the stored integers: the largest of a group comes near the end of its range
+
+U8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """Where everything about one random model lies. Peers keep their own files beside the bundles."""
+
+    path: Path
+
+    @property
+    def base(self) -> Path:
+        """The base bundle."""
+        return self.path / "base"
+
+    @property
+    def adapter(self) -> Path:
+        """An adapter of rank 16 for all projections."""
+        return self.path / "adapter"
+
+    def peer(self, name: str) -> Path:
+        """A peer's own directory; it appears when it is whole."""
+        return self.path / name
+
+
+def ensure_model(folder: ModelFolder, architecture: Architecture) -> None:
+    """Write what is missing."""
+    if not folder.base.exists():
+        write_base(folder.base, architecture)
+    if not folder.adapter.exists():
+        write_adapter(folder.adapter, folder.base)
+
+
+def write_base(bundle: Path, architecture: Architecture) -> None:
+    """A base bundle of random blocks, without a tokenizer."""
+    specs = _specs(architecture)
+    by_name = {spec.name: spec for spec in specs}
+    with building(bundle) as folder:
+        write_tensor_file(folder / BASE_WEIGHTS, specs, lambda name: _produce(by_name[name]))
+        files = describe_files(folder, [BASE_WEIGHTS])
+        write_manifest(folder, BaseManifest(architecture, _NO_TOKENIZER, "int4", files))
+
+
+def write_adapter(bundle: Path, base_bundle: Path) -> None:
+    """An adapter bundle for every linear layer of the base."""
+    base, digest = read_base(base_bundle)
+    modules = linear_modules(base.architecture)
+    specs = [TensorSpec(f"{module}.lora_A", "F16", (LORA_RANK, inputs)) for module, (_, inputs) in modules.items()]
+    specs += [TensorSpec(f"{module}.lora_B", "F16", (rows, LORA_RANK)) for module, (rows, _) in modules.items()]
+    by_name = {spec.name: spec for spec in specs}
+    with building(bundle) as folder:
+        write_tensor_file(folder / ADAPTER_WEIGHTS, specs, lambda name: _produce(by_name[name]))
+        binding = BaseBinding(digest, _NO_TOKENIZER.tokenizer_sha256, _NO_TOKENIZER.chat_template_sha256)
+        files = describe_files(folder, [ADAPTER_WEIGHTS])
+        write_manifest(folder, AdapterManifest(binding, dict.fromkeys(modules, LORA_RANK), files))
+
+
+def _specs(architecture: Architecture) -> list[TensorSpec]:
+    matrices = []
+    for module, (rows, inputs) in matrix_modules(architecture).items():
+        assert rows % TILE_ROWS == inputs % GROUP_INPUTS == 0, "random blocks have no padding"
+        bits = 8 if module in (EMBEDDING, HEAD) else 4
+        shape = (rows // TILE_ROWS, inputs // GROUP_INPUTS, block_bytes(bits))
+        matrices.append(TensorSpec(f"{module}.weight", "U8", shape))
+    return matrices + [TensorSpec(name, "F32", (length,)) for name, length in vectors(architecture).items()]
+
+
+def _produce(spec: TensorSpec) -> NDArray[Any]:
+    """The tensor of this name: the same in every run, whatever the others are."""
+    generator = np.random.default_rng(zlib.crc32(spec.name.encode()))
+    if spec.dtype == "U8":
+        tiles, groups, size = spec.shape
+        return _random_blocks(generator, tiles, groups, 4 if size == block_bytes(4) else 8)
+    if spec.name.endswith("norm.weight"):
+        return np.ones(spec.shape, np.float32)
+    values = generator.standard_normal(spec.shape, np.float32) * np.float32(WEIGHT_STD)
+    return values.astype(np.float16) if spec.dtype == "F16" else values
+
+
+def _random_blocks(generator: np.random.Generator, tiles: int, groups: int, bits: int) -> U8:
+    """Blocks of `engine.layout` [tiles, groups, 288 or 544]."""
+    scales = generator.uniform(0.8, 1.2, (tiles, groups, TILE_ROWS)) * (WEIGHT_STD / _VALUE_STD[bits])
+    blocks = np.empty((tiles, groups, block_bytes(bits)), np.uint8)
+    blocks[:, :, : 2 * TILE_ROWS] = scales.astype(np.float16).view(np.uint8)
+    planes = blocks[:, :, 2 * TILE_ROWS :]
+    if bits == 8:
+        planes[...] = _normal_values(8)[generator.integers(0, 256, planes.shape, np.uint8)]
+    else:
+        nibbles = _normal_values(4)
+        pairs = (nibbles[:, None] << 4 | nibbles[None, :]).ravel()  # [65536], by two random bytes
+        planes[...] = pairs[generator.integers(0, 65_536, planes.shape, np.uint16)]
+    return blocks
+
+
+def _normal_values(bits: int) -> U8:
+    """Stored integers at 256 equally likely points of a normal distribution around the zero point."""
+    points = [NormalDist(ZERO_POINT[bits], _VALUE_STD[bits]).inv_cdf((index + 0.5) / 256) for index in range(256)]
+    return np.clip(np.rint(points), 0, 2 * ZERO_POINT[bits] - 1).astype(np.uint8)  # [256]
