@@ -9,6 +9,8 @@ from typing import Any, Literal
 from engine.errors import InvalidInputError
 from engine.strict_json import DecodeError, from_document
 
+_MAX_CPUS = 1024  # as the kernel's cpu_set_t
+
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
@@ -16,6 +18,10 @@ class EngineConfig:
 
     backend: "auto" takes the fastest that this machine can run.
     num_threads: 0 means as many as this process may run on.
+    cpus: where the native threads run, one number each; empty lets the system choose.
+    duty_cycle: share of the time that the native threads may work, for devices that must stay cool or responsive.
+    instruction_set: kernels of the native back end; "auto" takes the fastest that this processor has.
+    kv_type: how the native back end keeps keys and values; "int8" halves their memory and rounds more.
     max_context_tokens: prompt and answer of one request together; the base's own limit holds too.
     prefill_chunk_tokens: rows of a prompt that run in one step; longer prompts take turns with running answers.
     max_running, max_waiting: requests that hold a KV state, and requests in the queue before them.
@@ -25,8 +31,12 @@ class EngineConfig:
     verify_files: read every bundle whole and compare its SHA-256 before use.
     """
 
-    backend: Literal["auto", "onnx", "reference"] = "auto"
+    backend: Literal["auto", "native", "onnx", "reference"] = "auto"
     num_threads: int = 0
+    cpus: tuple[int, ...] = ()
+    duty_cycle: float = 1.0
+    instruction_set: Literal["auto", "avx512vnni", "avx2", "neon", "portable"] = "auto"
+    kv_type: Literal["fp16", "int8"] = "fp16"
     max_context_tokens: int = 4096
     prefill_chunk_tokens: int = 128
     max_running: int = 8
@@ -42,10 +52,14 @@ class EngineConfig:
             self._require_at_least(name, 1)
         for name in ("num_threads", "max_waiting", "adapter_budget_bytes"):
             self._require_at_least(name, 0)
-        if self.backend not in ("auto", "onnx", "reference"):
-            raise InvalidInputError(f'backend is {self.backend!r}: use "auto", "onnx" or "reference"')
-        if self.onnx_accuracy_level not in (0, 4):
-            raise InvalidInputError(f"onnx_accuracy_level is {self.onnx_accuracy_level!r}: use 0 or 4")
+        self._require_one_of("backend", ("auto", "native", "onnx", "reference"))
+        self._require_one_of("instruction_set", ("auto", "avx512vnni", "avx2", "neon", "portable"))
+        self._require_one_of("kv_type", ("fp16", "int8"))
+        self._require_one_of("onnx_accuracy_level", (0, 4))
+        if not all(type(cpu) is int and 0 <= cpu < _MAX_CPUS for cpu in self.cpus):
+            raise InvalidInputError(f"cpus is {self.cpus!r}: give numbers of CPUs from 0 to {_MAX_CPUS - 1}")
+        if not 0.01 <= self.duty_cycle <= 1.0:
+            raise InvalidInputError(f"duty_cycle is {self.duty_cycle!r}: give a number from 0.01 to 1")
 
     @classmethod
     def from_mapping(cls, document: Mapping[str, Any]) -> EngineConfig:
@@ -59,3 +73,8 @@ class EngineConfig:
         value = getattr(self, name)
         if type(value) is not int or value < minimum:
             raise InvalidInputError(f"{name} is {value!r}: give a whole number of at least {minimum}")
+
+    def _require_one_of(self, name: str, allowed: tuple[object, ...]) -> None:
+        value = getattr(self, name)
+        if value not in allowed:
+            raise InvalidInputError(f"{name} is {value!r}: use {', '.join(map(str, allowed[:-1]))} or {allowed[-1]}")

@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.config import EngineConfig
+from engine.errors import UnsupportedInputError
 
 _log = logging.getLogger(__name__)
+_BUILD_HINT = "install a C++ compiler and run ./dev setup"
 
 Tokens = NDArray[np.int32]
 Logits = NDArray[np.float32]
@@ -37,6 +39,9 @@ class State(Protocol):
     def rewind(self, num_tokens: int) -> None:
         """Forget all but the first `num_tokens`; raises `ValueError` if it holds fewer."""
 
+    def accept(self, rows: Sequence[int]) -> None:
+        """Append rows of the tree that the last step ran, each the parent of the next; the others are dropped."""
+
     def close(self) -> None:
         """Give the memory back. The state must not be used again."""
 
@@ -47,12 +52,15 @@ class Segment:
 
     token_ids: [num_rows], appended to `state`. adapter: digest of a loaded adapter, None for the bare base.
     logit_rows: which of the rows want logits, ascending; often only the last, none for all but the last prompt chunk.
+    parents: for a tree, the row that each row follows, -1 for the state's last token. A row sees its ancestors alone,
+    and nothing is appended until `State.accept`. None is a chain.
     """
 
     state: State
     token_ids: Tokens
     adapter: str | None
     logit_rows: tuple[int, ...]
+    parents: tuple[int, ...] | None = None
 
 
 class Backend(Protocol):
@@ -77,24 +85,46 @@ class Backend(Protocol):
         """Room for a sequence of at most `max_tokens`."""
 
     def step(self, segments: Sequence[Segment]) -> list[Logits]:
-        """Append each segment's tokens to its state; logits [len(logit_rows), vocab_size] per segment, in order."""
+        """Append each segment's tokens to its state; logits [len(logit_rows), vocab_size] per segment, in order.
+
+        They hold until the next step. Raises `UnsupportedInputError` for a tree where the back end runs chains alone.
+        """
 
     def close(self) -> None:
         """Give everything back."""
 
 
 def open_backend(bundle: Path, config: EngineConfig) -> Backend:
-    """The configured back end on this base bundle; "auto" takes onnx where ONNX Runtime is installed."""
-    name = config.backend
-    if name == "auto":
-        has_onnxruntime = importlib.util.find_spec("onnxruntime") is not None
-        name = "onnx" if has_onnxruntime else "reference"
-        why = "ONNX Runtime is installed" if has_onnxruntime else "ONNX Runtime is not installed, answers will be slow"
-        _log.info("backend_chosen backend=%s reason=%r", name, why)
+    """The configured back end on this base bundle; "auto" takes the fastest that is installed, and logs which."""
+    name = config.backend if config.backend != "auto" else _fastest()
+    if name == "native":
+        if not _is_installed("socle_native"):
+            raise UnsupportedInputError(
+                f"the native back end is not built: {_BUILD_HINT}, or configure another back end"
+            )
+        from engine.backends.native import NativeBackend  # noqa: PLC0415 - needs the compiled core
+
+        return NativeBackend(bundle, config)
     if name == "onnx":
         from engine.backends.onnx import OnnxBackend  # noqa: PLC0415 - loads ONNX Runtime
 
         return OnnxBackend(bundle, config)
-    from engine.backends.reference import ReferenceBackend  # noqa: PLC0415 - not needed beside the other
+    from engine.backends.reference import ReferenceBackend  # noqa: PLC0415 - not needed beside the others
 
     return ReferenceBackend(bundle)
+
+
+def _fastest() -> str:
+    """Of the back ends that are installed here."""
+    if _is_installed("socle_native"):
+        name, why = "native", "the native core is built"
+    elif _is_installed("onnxruntime"):
+        name, why = "onnx", f"the native core is not built, {_BUILD_HINT} for twice the speed"
+    else:
+        name, why = "reference", "neither the native core nor ONNX Runtime is installed, answers will be slow"
+    _log.info("backend_chosen backend=%s reason=%r", name, why)
+    return name
+
+
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None

@@ -23,7 +23,7 @@ from engine.backends.onnx_graph import build_graph, kv_name
 from engine.backends.onnx_weights import ExternalConstants
 from engine.backends.weights import AdapterWeights, BaseWeights
 from engine.config import EngineConfig
-from engine.errors import CapacityError
+from engine.errors import CapacityError, UnsupportedInputError
 from engine.parameters import linear_modules
 
 F32 = NDArray[np.float32]
@@ -61,6 +61,10 @@ class OnnxState:
         if not 0 <= num_tokens <= self.num_tokens:
             raise ValueError(f"cannot rewind to {num_tokens} tokens, the state holds {self.num_tokens}")
         self.num_tokens = num_tokens
+
+    def accept(self, rows: Sequence[int]) -> None:
+        """There is no tree to accept: `OnnxBackend` refuses them."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Drop the buffers."""
@@ -125,6 +129,8 @@ class OnnxBackend:
     def _run(self, segment: Segment) -> Logits:
         state, num_rows = segment.state, len(segment.token_ids)
         assert isinstance(state, OnnxState)
+        if segment.parents is not None:
+            raise UnsupportedInputError("the ONNX back end runs chains alone: use the native back end for trees")
         if state.num_tokens + num_rows > state.max_tokens:
             raise ValueError(f"no room for {num_rows} tokens: {state.num_tokens} of {state.max_tokens} are taken")
         self._bind_adapter(state, self._base if segment.adapter is None else self._adapters[segment.adapter])

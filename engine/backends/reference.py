@@ -7,7 +7,9 @@ and whole prefill give the same bits. Knows nothing of speed; other back ends ar
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -47,10 +49,27 @@ class KvCache:
             raise ValueError(f"cannot rewind to {num_tokens} tokens, the state holds {self.num_tokens}")
         self.num_tokens = num_tokens
 
+    def accept(self, rows: Sequence[int]) -> None:
+        """Append rows of the tree that the last step ran, each the parent of the next."""
+        first, last = self.num_tokens, self.num_tokens + len(rows)
+        slots = first + np.array(rows, np.int64)
+        for array in (self.keys, self.values):
+            array[:, :, first:last] = array[:, :, slots]
+        self.num_tokens = last
+
     def close(self) -> None:
         """Drop the arrays."""
         self.keys = self.values = np.zeros((0, 0, 0, 0), np.float32)
         self.num_tokens = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RowPlaces:
+    """Of the rows of a step: positions [num_rows], slots in the cache [num_rows], and the slots that each row sees."""
+
+    positions: NDArray[np.integer]
+    slots: NDArray[np.integer]
+    seen: Sequence[slice | NDArray[np.integer]]
 
 
 class Transformer:
@@ -69,16 +88,20 @@ class Transformer:
         self._multiply = multiply or multiply_rows
         self._frequencies = rope_frequencies(architecture)
 
-    def hidden_states(self, token_ids: Tokens, cache: KvCache, adapter: Adapter = NO_ADAPTER) -> F32:
-        """Append the tokens to the cache; their states after the last norm."""
+    def hidden_states(
+        self, token_ids: Tokens, cache: KvCache, adapter: Adapter = NO_ADAPTER, parents: Sequence[int] | None = None
+    ) -> F32:
+        """Append the tokens to the cache; their states after the last norm. A tree's rows stay behind its end."""
         if cache.num_tokens + len(token_ids) > cache.max_tokens:
             raise ValueError(f"no room for {len(token_ids)} tokens: {cache.num_tokens} of {cache.max_tokens} are taken")
+        rows = self._place(cache.num_tokens, len(token_ids), parents)
         x = self._tensor(f"{EMBEDDING}.weight")[token_ids]  # [num_rows, hidden]
         for index in range(self._architecture.num_hidden_layers):
             layer = layer_path(index)
-            x = x + self._attention(index, self._norm(x, f"{layer}.input_layernorm.weight"), cache, adapter)
+            x = x + self._attention(index, self._norm(x, f"{layer}.input_layernorm.weight"), cache, rows, adapter)
             x = x + self._mlp(index, self._norm(x, f"{layer}.post_attention_layernorm.weight"), adapter)
-        cache.num_tokens += len(token_ids)
+        if parents is None:
+            cache.num_tokens += len(token_ids)
         return self._norm(x, FINAL_NORM)  # [num_rows, hidden]
 
     def logits(self, hidden_states: F32) -> Logits:
@@ -86,30 +109,36 @@ class Transformer:
         head = EMBEDDING if self._architecture.tie_word_embeddings else HEAD
         return self._multiply(hidden_states, self._tensor(f"{head}.weight"))  # [num_rows, vocab_size]
 
-    def _attention(self, index: int, x: F32, cache: KvCache, adapter: Adapter) -> F32:
+    def _attention(self, index: int, x: F32, cache: KvCache, rows: RowPlaces, adapter: Adapter) -> F32:
         """Attention of the new rows over the cache and themselves; their keys and values go into the cache."""
-        path, first = f"{layer_path(index)}.self_attn", cache.num_tokens
-        positions = np.arange(first, first + len(x))  # [num_rows]
+        path = f"{layer_path(index)}.self_attn"
         queries = self._heads(f"{path}.q_proj", x, adapter)  # [num_rows, heads, head_dim]
         keys = self._heads(f"{path}.k_proj", x, adapter)  # [num_rows, kv_heads, head_dim]
         values = self._heads(f"{path}.v_proj", x, adapter)  # [num_rows, kv_heads, head_dim]
         if self._architecture.qk_norm:
             queries = self._norm(queries, f"{path}.q_norm.weight")  # [num_rows, heads, head_dim]
             keys = self._norm(keys, f"{path}.k_norm.weight")  # [num_rows, kv_heads, head_dim]
-        queries = rotate(queries, positions, self._frequencies)  # [num_rows, heads, head_dim]
-        keys = rotate(keys, positions, self._frequencies)  # [num_rows, kv_heads, head_dim]
-        cache.keys[index, :, positions] = keys
-        cache.values[index, :, positions] = values
+        queries = rotate(queries, rows.positions, self._frequencies)  # [num_rows, heads, head_dim]
+        keys = rotate(keys, rows.positions, self._frequencies)  # [num_rows, kv_heads, head_dim]
+        cache.keys[index, :, rows.slots] = keys
+        cache.values[index, :, rows.slots] = values
         mixed = [
-            attend(query, cache.keys[index, :, seen], cache.values[index, :, seen])
-            for query, seen in zip(queries, self._visible(positions), strict=True)
+            attend(query, cache.keys[index][:, seen], cache.values[index][:, seen])
+            for query, seen in zip(queries, rows.seen, strict=True)
         ]
         return self._linear(f"{path}.o_proj", np.stack(mixed), adapter)  # [num_rows, hidden]
 
-    def _visible(self, positions: NDArray[np.integer]) -> list[slice]:
-        """Which positions each row sees: those up to its own, with a sliding window only the last of them."""
-        window = self._architecture.sliding_window
-        return [slice(max(0, p + 1 - window) if window else 0, p + 1) for p in positions.tolist()]
+    def _place(self, num_tokens: int, num_rows: int, parents: Sequence[int] | None) -> RowPlaces:
+        """Where new rows stand and what they see: all before them, in a tree their ancestors, in a window the last."""
+        slots = np.arange(num_tokens, num_tokens + num_rows)  # [num_rows]
+        window = self._architecture.sliding_window or sys.maxsize
+        if parents is None:
+            return RowPlaces(slots, slots, [slice(max(0, slot + 1 - window), slot + 1) for slot in slots.tolist()])
+        paths: list[list[int]] = []
+        for row, parent in enumerate(parents):
+            paths.append([*(paths[parent] if parent >= 0 else range(num_tokens)), num_tokens + row])
+        positions = np.array([len(path) - 1 for path in paths], np.int64)  # [num_rows]
+        return RowPlaces(positions, slots, [np.array(path[-window:]) for path in paths])
 
     def _mlp(self, index: int, x: F32, adapter: Adapter) -> F32:
         path = f"{layer_path(index)}.mlp"
@@ -238,7 +267,7 @@ class ReferenceBackend:
     def _run(self, segment: Segment) -> Logits:
         assert isinstance(segment.state, KvCache)
         adapter = NO_ADAPTER if segment.adapter is None else self._adapters[segment.adapter]
-        states = self._transformer.hidden_states(segment.token_ids, segment.state, adapter)  # [num_rows, hidden]
+        states = self._transformer.hidden_states(segment.token_ids, segment.state, adapter, segment.parents)
         if not segment.logit_rows:
             return np.zeros((0, self._weights.architecture.vocab_size), np.float32)
         return self._transformer.logits(states[list(segment.logit_rows)])  # [len(logit_rows), vocab_size]

@@ -75,7 +75,7 @@ async def test_the_loop_with_the_real_engine(fleet, bundles: Path, expected, tmp
         assert await greedy(agent, "home") == expected["home"]
         await agent.until(lambda: measured(fleet) >= {"home", ""})
     (sample, *_) = [s for b in fleet.batches.values() for s in b.samples if s.metric is Metric.DECODE_TOKENS_PER_S]
-    assert sample.backend == "onnx"
+    assert sample.backend == "native"
     assert sample.value.min > 0
 
 

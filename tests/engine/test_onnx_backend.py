@@ -1,7 +1,5 @@
 """ONNX Runtime against the reference back end, on random models of every family."""
 
-import logging
-
 import numpy as np
 import pytest
 
@@ -198,16 +196,3 @@ def test_back_ends_are_opened_by_name(bundles, name, expected):
     backend = open_backend(bundles / "qwen3-float32", EngineConfig(backend=name, num_threads=1))
     assert type(backend) is expected
     assert backend.name == name
-
-
-@pytest.mark.parametrize("installed", [True, False])
-def test_auto_says_which_back_end_it_takes(bundles, monkeypatch, caplog, installed):
-    if not installed:
-        monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    with caplog.at_level(logging.INFO):
-        backend = open_backend(bundles / "qwen3-float32", EngineConfig(num_threads=1))
-    assert backend.name == ("onnx" if installed else "reference")
-    assert [record.getMessage() for record in caplog.records] == [
-        f"backend_chosen backend={backend.name} reason="
-        + ("'ONNX Runtime is installed'" if installed else "'ONNX Runtime is not installed, answers will be slow'")
-    ]

@@ -1,0 +1,165 @@
+"""The fast back end: the C++ core `socle_native` on a base bundle, whose weights it reads where they are mapped.
+
+A row's logits have the same bits for any number of rows in a step, any chunking of the prompt, any number of threads
+and any instruction set. Knows the core's interface; the arithmetic is described in `engine/native`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import socle_native
+from numpy.typing import NDArray
+
+from engine.artifact import Architecture
+from engine.backends import Logits, Segment
+from engine.backends.native_adapter import pack_adapter
+from engine.backends.reference import rope_frequencies
+from engine.backends.weights import AdapterWeights, BaseWeights, Matrix
+from engine.config import EngineConfig
+from engine.errors import UnsupportedInputError
+from engine.parameters import ATTENTION_BIASES, FINAL_NORM, LAYER_LINEARS, layer_path
+
+MAX_STEP_ROWS = 256
+MAX_RANK = 256
+
+
+class NativeState:
+    """The KV cache of one sequence."""
+
+    def __init__(self, core: socle_native.KvState) -> None:
+        self.core: socle_native.KvState | None = core
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens the state holds."""
+        return 0 if self.core is None else self.core.num_tokens
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its blocks."""
+        return 0 if self.core is None else self.core.size_bytes
+
+    def rewind(self, num_tokens: int) -> None:
+        """Forget all but the first `num_tokens`."""
+        self._open_core().rewind(num_tokens)
+
+    def accept(self, rows: Sequence[int]) -> None:
+        """Append a branch of the tree that the last step ran."""
+        self._open_core().accept(list(rows))
+
+    def close(self) -> None:
+        """Give the blocks back."""
+        self.core = None
+
+    def _open_core(self) -> socle_native.KvState:
+        assert self.core is not None
+        return self.core
+
+
+class NativeBackend:
+    """`Backend` over the C++ core."""
+
+    name = "native"
+    max_step_rows = MAX_STEP_ROWS
+    adapter_switch_s = 0.0  # an adapter is a pointer in a segment, there is nothing to switch
+
+    def __init__(self, bundle: Path, config: EngineConfig) -> None:
+        weights = BaseWeights.open(bundle)
+        self._manifest = weights.manifest
+        self._architecture = weights.architecture
+        self._is_float = weights.manifest.weights == "float32"
+        self._adapters: dict[str, socle_native.Adapter] = {}
+        self._model = socle_native.Model(
+            weights=core_weights(weights),
+            architecture=_core_architecture(weights.architecture),
+            rope_frequencies=rope_frequencies(weights.architecture).tolist(),
+            instruction_set=config.instruction_set,
+            num_threads=config.num_threads or len(os.sched_getaffinity(0)),
+            cpus=list(config.cpus),
+            duty_cycle=config.duty_cycle,
+            max_context_tokens=min(config.max_context_tokens, weights.architecture.max_position_embeddings),
+            max_step_rows=MAX_STEP_ROWS,
+            max_rank=MAX_RANK,
+            is_kv_int8=config.kv_type == "int8",
+        )
+
+    @property
+    def instruction_set(self) -> str:
+        """The kernels that run: "avx512vnni", "avx2", "neon" or "portable"."""
+        return str(self._model.instruction_set)
+
+    def load_adapter(self, digest: str, bundle: Path) -> int:
+        """Pack an adapter's matrices for the core; returns their bytes."""
+        modules = AdapterWeights.open(bundle, self._manifest).modules
+        if (rank := max(module.a.shape[0] for module in modules.values())) > MAX_RANK:
+            raise UnsupportedInputError(f"the adapter has rank {rank}, the engine runs up to {MAX_RANK}")
+        self._adapters[digest], size_bytes = pack_adapter(modules, self._architecture, is_float=self._is_float)
+        return size_bytes
+
+    def unload_adapter(self, digest: str) -> None:
+        """Forget the adapter."""
+        del self._adapters[digest]
+
+    def state_bytes(self, max_tokens: int) -> int:
+        """Bytes of the blocks for so many tokens."""
+        return int(self._model.state_bytes(max_tokens))
+
+    def new_state(self, max_tokens: int) -> NativeState:
+        """Room for a sequence of at most `max_tokens`; memory is taken as tokens come."""
+        return NativeState(self._model.new_state(max_tokens))
+
+    def step(self, segments: Sequence[Segment]) -> list[Logits]:
+        """All rows in one pass over the weights. The logits are views that the next step overwrites."""
+        logits = self._model.step([self._core_segment(segment) for segment in segments])  # [logit rows, vocab_size]
+        ends = np.cumsum([len(segment.logit_rows) for segment in segments])
+        return np.split(logits, ends[:-1])
+
+    def close(self) -> None:
+        """Drop weights, adapters and threads."""
+        self._adapters.clear()
+        del self._model
+
+    def _core_segment(self, segment: Segment) -> tuple[object, ...]:
+        assert isinstance(segment.state, NativeState)
+        parents = None if segment.parents is None else np.array(segment.parents, np.int32)
+        adapter = None if segment.adapter is None else self._adapters[segment.adapter]
+        token_ids = np.ascontiguousarray(segment.token_ids, np.int32)
+        return segment.state.core, token_ids, parents, adapter, np.array(segment.logit_rows, np.int32)
+
+
+def core_weights(weights: BaseWeights) -> socle_native.Weights:
+    """The mapped weights as the core takes them."""
+    core = socle_native.Weights(weights.architecture.num_hidden_layers)
+    core.set_embedding(*_stored(weights.embedding))
+    core.set_head(*_stored(weights.head))
+    core.set_final_norm(weights.vector(FINAL_NORM))
+    for index in range(weights.architecture.num_hidden_layers):
+        layer = layer_path(index)
+        for number, module in enumerate(LAYER_LINEARS):
+            core.set_linear(index, number, *_stored(weights.matrix(f"{layer}.{module}")))
+        norms = [weights.vector(f"{layer}.{name}.weight") for name in ("input_layernorm", "post_attention_layernorm")]
+        core.set_norms(index, *norms, *_head_norms(weights, layer))
+        if weights.architecture.attention_bias:
+            core.set_biases(index, *(weights.vector(f"{layer}.{name}") for name in ATTENTION_BIASES))
+    return core
+
+
+def _head_norms(weights: BaseWeights, layer: str) -> list[NDArray[np.float32] | None]:
+    if not weights.architecture.qk_norm:
+        return [None, None]
+    return [weights.vector(f"{layer}.self_attn.{name}.weight") for name in ("q_norm", "k_norm")]
+
+
+def _stored(matrix: Matrix) -> tuple[NDArray[np.uint8], int, int, int]:
+    return matrix.stored.view(np.uint8), matrix.rows, matrix.inputs, matrix.bits
+
+
+def _core_architecture(architecture: Architecture) -> dict[str, object]:
+    document = asdict(architecture)
+    document["sliding_window"] = architecture.sliding_window or 0
+    return document

@@ -1,0 +1,93 @@
+// What an instruction set provides. One file per set implements it; `choose_kernels` takes the best that runs here.
+//
+// Every kernel computes a row from that row's inputs alone, in an order of operations that depends on sizes and
+// positions only, and every set follows the same order with the same roundings. So a row's bits are the same for any
+// number of rows in a step, any split over threads, and any instruction set.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "model_types.h"
+
+namespace socle {
+
+constexpr int kTilePositions = 16;  // of a KV cache: one lane of a vector is one position
+
+// How keys and values are kept, 16 positions of one head to a tile.
+//
+//   keys     [head_dim][16 positions], so that scores of 16 positions fill a vector without a horizontal sum
+//   values   [16 positions][head_dim, rounded up to 16]
+//   kInt8 adds a float32 scale per position behind the keys and behind the values
+enum class KvEncoding : int { kHalf, kInt8 };
+
+struct KvLayout {
+  KvEncoding encoding = KvEncoding::kHalf;
+  int head_dim = 0;
+
+  int value_stride() const { return round_up(head_dim, 16); }
+  size_t element_bytes() const { return encoding == KvEncoding::kHalf ? 2 : 1; }
+  size_t scale_bytes() const { return encoding == KvEncoding::kHalf ? 0 : sizeof(float) * kTilePositions; }
+  size_t value_offset() const { return element_bytes() * kTilePositions * head_dim + scale_bytes(); }
+  size_t tile_bytes() const {
+    return round_up(static_cast<int>(value_offset() + element_bytes() * kTilePositions * value_stride() + scale_bytes()),
+                    kVectorBytes);
+  }
+};
+
+// Attention of some query rows of one KV head. Query row i sees the positions begins[i] .. ends[i] - 1.
+struct Attention {
+  KvLayout layout;
+  const uint8_t* const* tiles;  // of this layer and head, by position / 16
+  const float* const* queries;  // [num_queries][head_dim], scaled by 1 / sqrt(head_dim)
+  float* const* outputs;        // [num_queries][head_dim]
+  const int* begins;
+  const int* ends;
+  int num_queries;
+  float* scores;  // scratch: [kMaxQueries][score_stride]
+  size_t score_stride;
+};
+constexpr int kMaxQueries = 16;
+
+struct Kernels {
+  const char* name;
+  bool (*is_supported)();
+
+  // out[r][16 t ..] = or += rows[r] . matrix tile t, for `num_rows` rows from `first_row` and tiles [first_tile, last_tile).
+  // `out` is where first_row and first_tile meet. Row r reads nothing but row r.
+  void (*product)(const Matrix&, const Rows&, int first_row, int num_rows, int first_tile, int last_tile, float* out,
+                  size_t out_stride, Store);
+
+  // x [n] -> out [n], scaled to mean square 1, times weight.
+  void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* out);
+
+  // x [num_groups * group_inputs] -> int8 with one scale per group; values that are not finite make the scale NaN.
+  void (*quantise)(const float* x, int num_groups, int group_inputs, int8_t* values, float* scales, int32_t* offsets);
+
+  // Rotates dimension i with i + head_dim / 2 (as in Hugging Face) by angles given as cos, sin [head_dim / 2].
+  void (*rotate)(float* head, const float* cos, const float* sin, int head_dim);
+
+  void (*add)(float* x, const float* y, int n);    // x += y
+  void (*scale)(float* x, float factor, int n);    // x *= factor
+  void (*gate)(float* gate, const float* up, int n);  // gate = silu(gate) * up
+
+  // One position's key and value of one head into its tile.
+  void (*store_kv)(const KvLayout&, uint8_t* tile, int lane, const float* key, const float* value);
+  void (*attend)(const Attention&);
+
+  // Index of the largest of n values, the first if there are several; -1 if one is not a number.
+  int (*arg_max)(const float* x, int n);
+};
+
+// The kernels by name, or the fastest supported ones for "auto"; nullptr if the name is unknown or cannot run here.
+const Kernels* choose_kernels(const char* name);
+
+// All that were compiled in, fastest first, ended by nullptr.
+const Kernels* const* compiled_kernels();
+
+extern const Kernels kAvx512VnniKernels;
+extern const Kernels kAvx2Kernels;
+extern const Kernels kNeonKernels;
+extern const Kernels kPortableKernels;
+
+}  // namespace socle

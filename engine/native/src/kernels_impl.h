@@ -1,0 +1,403 @@
+// The kernels that are the same for every instruction set, written with its sixteen-lane `Vec`.
+//
+// Included by each kernels_*.cpp after its vec_*.h and its `TileProduct`; all names are local to that file, so that no
+// linker can take one set's code for another's. Nothing from the standard library is instantiated here for that reason.
+#pragma once
+
+#include "kernels.h"
+
+namespace socle {
+namespace {
+
+constexpr int kVecLanes = 16;
+constexpr float kNegativeInfinity = -__builtin_inff();
+
+inline int smaller(int a, int b) { return a < b ? a : b; }
+inline int larger(int a, int b) { return a > b ? a : b; }
+inline Vec load_up_to(const float* p, int n) { return n >= kVecLanes ? load(p) : load_part(p, n); }
+inline void store_up_to(float* p, Vec x, int n) {
+  if (n >= kVecLanes) {
+    store(p, x);
+  } else {
+    store_part(p, x, n);
+  }
+}
+
+// e^x for x <= 88, 0 below -87.3: x = n ln 2 + r, and e^r by a polynomial (Cephes' expf; error below 2 ulp).
+inline Vec exponential(Vec x) {
+  x = min(max(x, all(-87.3f)), all(88.0f));
+  const Vec n = round(mul(x, all(1.44269504088896341f)));
+  const Vec r = fma(n, all(2.12194440e-4f), fma(n, all(-0.693359375f), x));
+  Vec p = fma(all(1.9875691500e-4f), r, all(1.3981999507e-3f));
+  p = fma(p, r, all(8.3334519073e-3f));
+  p = fma(p, r, all(4.1665795894e-2f));
+  p = fma(p, r, all(1.6666665459e-1f));
+  p = fma(p, r, all(5.0000001201e-1f));
+  return times_power_of_two(add(fma(p, mul(r, r), r), all(1.0f)), n);
+}
+
+// ---- products
+
+// Row blocks of equal height, so that 17 rows run as 9 + 8 and not as 16 + 1. Rows beyond `kCachedRows` would push each
+// other out of the cache while the weights pass, so they take turns.
+constexpr int kMaxBlockRows = TileProduct::kMaxRows;
+constexpr int kCachedRows = 64;
+
+struct ProductArguments {
+  const Matrix* matrix;
+  const Rows* rows;
+  float* out;  // of the block's first row, tile after tile
+  size_t out_stride;
+  Store store;
+};
+
+template <Encoding encoding, int num_rows>
+void run_block(const ProductArguments& p, int first_row, const uint8_t* tile, float* out) {
+  const size_t row = first_row;
+  TileProduct::run<encoding, num_rows>(
+      tile, p.matrix->num_groups(), p.matrix->vectors_per_block(), p.rows->values + row * p.rows->value_stride(),
+      p.rows->value_stride(), p.rows->scales + row * p.rows->num_groups, p.rows->offsets + row * p.rows->num_groups,
+      p.rows->num_groups, out, p.out_stride, p.store);
+}
+
+template <Encoding encoding, int num_rows = kMaxBlockRows>
+void run_block_of(int wanted, const ProductArguments& p, int first_row, const uint8_t* tile, float* out) {
+  if constexpr (num_rows > 0) {
+    if (wanted == num_rows) return run_block<encoding, num_rows>(p, first_row, tile, out);
+    run_block_of<encoding, num_rows - 1>(wanted, p, first_row, tile, out);
+  }
+}
+
+template <Encoding encoding>
+void run_tiles(const ProductArguments& p, int first_row, int num_rows, int first_tile, int last_tile) {
+  const int num_blocks = (num_rows + kMaxBlockRows - 1) / kMaxBlockRows;
+  for (int tile = first_tile; tile < last_tile; tile++) {
+    const uint8_t* data = p.matrix->data + p.matrix->tile_bytes() * tile;
+    for (int block = 0, row = 0; block < num_blocks; block++) {
+      const int height = (num_rows - row + num_blocks - block - 1) / (num_blocks - block);
+      float* out = p.out + static_cast<size_t>(row) * p.out_stride + static_cast<size_t>(tile - first_tile) * kTileRows;
+      run_block_of<encoding>(height, p, first_row + row, data, out);
+      row += height;
+    }
+  }
+}
+
+inline float dot(const float* a, const float* b, int n) {
+  Vec total = zeros();
+  for (int i = 0; i < n; i += kVecLanes) total = fma(load_up_to(a + i, n - i), load_up_to(b + i, n - i), total);
+  return sum(total);
+}
+
+inline void run_float_tiles(const ProductArguments& p, int first_row, int num_rows, int first_tile, int last_tile) {
+  const Matrix& matrix = *p.matrix;
+  const auto* weights = reinterpret_cast<const float*>(matrix.data);
+  for (int column = first_tile * kTileRows; column < smaller(last_tile * kTileRows, matrix.rows); column++) {
+    for (int row = 0; row < num_rows; row++) {
+      const float* x = p.rows->dense + static_cast<size_t>(first_row + row) * p.rows->dense_stride;
+      const float y = dot(weights + static_cast<size_t>(column) * matrix.inputs, x, matrix.inputs);
+      float* out = p.out + static_cast<size_t>(row) * p.out_stride + (column - first_tile * kTileRows);
+      *out = p.store == Store::kSet ? y : *out + y;
+    }
+  }
+}
+
+void product(const Matrix& matrix, const Rows& rows, int first_row, int num_rows, int first_tile, int last_tile,
+             float* out, size_t out_stride, Store store) {
+  for (int done = 0; done < num_rows; done += kCachedRows) {
+    const ProductArguments p = {&matrix, &rows, out + static_cast<size_t>(done) * out_stride, out_stride, store};
+    const int first = first_row + done, count = smaller(kCachedRows, num_rows - done);
+    switch (matrix.encoding) {
+      case Encoding::kInt4: run_tiles<Encoding::kInt4>(p, first, count, first_tile, last_tile); break;
+      case Encoding::kInt8: run_tiles<Encoding::kInt8>(p, first, count, first_tile, last_tile); break;
+      case Encoding::kLowRank: run_tiles<Encoding::kLowRank>(p, first, count, first_tile, last_tile); break;
+      case Encoding::kFloat32: run_float_tiles(p, first, count, first_tile, last_tile); break;
+    }
+  }
+}
+
+// ---- rows
+
+void rms_norm(const float* x, const float* weight, int n, float eps, float* out) {
+  Vec squares = zeros();
+  for (int i = 0; i < n; i += kVecLanes) {
+    const Vec v = load_up_to(x + i, n - i);
+    squares = fma(v, v, squares);
+  }
+  const Vec factor = all(1.0f / __builtin_sqrtf(sum(squares) / static_cast<float>(n) + eps));
+  for (int i = 0; i < n; i += kVecLanes) {
+    const Vec v = load_up_to(x + i, n - i);
+    store_up_to(out + i, mul(mul(v, factor), load_up_to(weight + i, n - i)), n - i);
+  }
+}
+
+// The largest magnitude, or NaN if a value is not finite: nothing bad is rounded away.
+inline float magnitude_of(const float* x, int n) {
+  Vec top = zeros(), poison = zeros();
+  for (int i = 0; i < n; i += kVecLanes) {
+    const Vec v = load_up_to(x + i, n - i);
+    top = max(top, abs(v));
+    poison = fma(v, zeros(), poison);
+  }
+  return largest(top) + sum(poison);
+}
+
+void quantise(const float* x, int num_groups, int group_inputs, int8_t* values, float* scales, int32_t* offsets) {
+  for (int group = 0; group < num_groups; group++, x += group_inputs, values += group_inputs) {
+    const float top = magnitude_of(x, group_inputs);
+    const Vec factor = all(top > 0.0f ? 127.0f / top : 0.0f);
+    int total = 0;
+    for (int i = 0; i < group_inputs; i += kVecLanes) total += store_int8(values + i, mul(load(x + i), factor));
+    scales[group] = top / 127.0f;
+    offsets[group] = -8 * total;
+  }
+}
+
+void rotate(float* head, const float* cos, const float* sin, int head_dim) {
+  const int half = head_dim / 2;
+  for (int i = 0; i < half; i += kVecLanes) {
+    const int left_over = half - i;
+    const Vec left = load_up_to(head + i, left_over), right = load_up_to(head + half + i, left_over);
+    const Vec c = load_up_to(cos + i, left_over), s = load_up_to(sin + i, left_over);
+    store_up_to(head + i, sub(mul(left, c), mul(right, s)), left_over);
+    store_up_to(head + half + i, add(mul(right, c), mul(left, s)), left_over);
+  }
+}
+
+void add_to(float* x, const float* y, int n) {
+  for (int i = 0; i < n; i += kVecLanes) {
+    store_up_to(x + i, add(load_up_to(x + i, n - i), load_up_to(y + i, n - i)), n - i);
+  }
+}
+
+void scale_by(float* x, float factor, int n) {
+  for (int i = 0; i < n; i += kVecLanes) store_up_to(x + i, mul(load_up_to(x + i, n - i), all(factor)), n - i);
+}
+
+void gate_with(float* gate, const float* up, int n) {
+  for (int i = 0; i < n; i += kVecLanes) {
+    const Vec g = load_up_to(gate + i, n - i);
+    const Vec silu = div(g, add(all(1.0f), exponential(sub(zeros(), g))));
+    store_up_to(gate + i, mul(silu, load_up_to(up + i, n - i)), n - i);
+  }
+}
+
+// Stretch by stretch: only one that holds a new largest value is searched for its place.
+int arg_max(const float* x, int n) {
+  constexpr int kStretch = 1024;
+  float top = kNegativeInfinity;
+  Vec poison = zeros();
+  int best = 0;
+  for (int start = 0; start < n; start += kStretch) {
+    const int end = smaller(start + kStretch, n);
+    Vec tops = all(kNegativeInfinity);
+    for (int i = start; i < end; i += kVecLanes) {
+      const Vec v = load_up_to(x + i, end - i);
+      poison = fma(v, zeros(), poison);
+      tops = max(tops, keep_lanes(v, 0, smaller(kVecLanes, end - i), kNegativeInfinity));
+    }
+    if (!(largest(tops) > top)) continue;
+    top = largest(tops);
+    best = start;
+    while (x[best] != top) best++;
+  }
+  return sum(poison) == 0.0f ? best : -1;
+}
+
+// ---- KV cache and attention
+
+struct HalfKv {
+  using Element = uint16_t;
+  static constexpr bool kHasScales = false;
+  static Vec load_sixteen(const Element* p) { return load_half(p); }
+};
+struct Int8Kv {
+  using Element = int8_t;
+  static constexpr bool kHasScales = true;
+  static Vec load_sixteen(const Element* p) { return load_int8(p); }
+};
+
+template <class Kv>
+typename Kv::Element* keys_of(uint8_t* tile) {
+  return reinterpret_cast<typename Kv::Element*>(tile);
+}
+template <class Kv>
+const typename Kv::Element* keys_of(const uint8_t* tile) {
+  return reinterpret_cast<const typename Kv::Element*>(tile);
+}
+inline const float* key_scales(const KvLayout& layout, const uint8_t* tile) {
+  return reinterpret_cast<const float*>(tile + layout.element_bytes() * kTilePositions * layout.head_dim);
+}
+inline const float* value_scales(const KvLayout& layout, const uint8_t* tile) {
+  return reinterpret_cast<const float*>(tile + layout.value_offset() +
+                                        layout.element_bytes() * kTilePositions * layout.value_stride());
+}
+
+void store_half_kv(const KvLayout& layout, uint8_t* tile, int lane, const float* key, const float* value) {
+  uint16_t converted[kVecLanes];
+  auto* keys = reinterpret_cast<uint16_t*>(tile);
+  auto* values = reinterpret_cast<uint16_t*>(tile + layout.value_offset()) + lane * layout.value_stride();
+  for (int i = 0; i < layout.head_dim; i += kVecLanes) {
+    const int count = smaller(kVecLanes, layout.head_dim - i);
+    store_half(converted, load_up_to(key + i, count));
+    for (int j = 0; j < count; j++) keys[(i + j) * kTilePositions + lane] = converted[j];
+    store_half(values + i, load_up_to(value + i, count));
+  }
+}
+
+void store_int8_kv(const KvLayout& layout, uint8_t* tile, int lane, const float* key, const float* value) {
+  int8_t converted[kVecLanes];
+  auto* keys = reinterpret_cast<int8_t*>(tile);
+  auto* values = reinterpret_cast<int8_t*>(tile + layout.value_offset()) + lane * layout.value_stride();
+  const float key_top = magnitude_of(key, layout.head_dim), value_top = magnitude_of(value, layout.head_dim);
+  const Vec key_factor = all(key_top > 0.0f ? 127.0f / key_top : 0.0f);
+  const Vec value_factor = all(value_top > 0.0f ? 127.0f / value_top : 0.0f);
+  for (int i = 0; i < layout.head_dim; i += kVecLanes) {
+    const int count = smaller(kVecLanes, layout.head_dim - i);
+    store_int8(converted, mul(load_up_to(key + i, count), key_factor));
+    for (int j = 0; j < count; j++) keys[(i + j) * kTilePositions + lane] = converted[j];
+    store_int8(values + i, mul(load_up_to(value + i, count), value_factor));
+  }
+  const_cast<float*>(key_scales(layout, tile))[lane] = key_top / 127.0f;
+  const_cast<float*>(value_scales(layout, tile))[lane] = value_top / 127.0f;
+}
+
+void store_kv(const KvLayout& layout, uint8_t* tile, int lane, const float* key, const float* value) {
+  if (layout.encoding == KvEncoding::kHalf) {
+    store_half_kv(layout, tile, lane, key, value);
+  } else {
+    store_int8_kv(layout, tile, lane, key, value);
+  }
+}
+
+// The positions that any of the queries sees.
+struct Span {
+  int begin, end;
+};
+inline Span visible_to_any(const Attention& a) {
+  Span span = {a.begins[0], a.ends[0]};
+  for (int i = 1; i < a.num_queries; i++) {
+    span.begin = smaller(span.begin, a.begins[i]);
+    span.end = larger(span.end, a.ends[i]);
+  }
+  return span;
+}
+
+// scores[query][position] = query . key, position by position in lanes, dimension after dimension.
+template <class Kv, int num_queries>
+void score_tiles(const Attention& a, int first_query, Span span) {
+  const float* const* queries = a.queries + first_query;
+  for (int tile = span.begin / kTilePositions; tile * kTilePositions < span.end; tile++) {
+    const auto* keys = keys_of<Kv>(a.tiles[tile]);
+    Vec total[num_queries];
+    for (int q = 0; q < num_queries; q++) total[q] = zeros();
+    for (int d = 0; d < a.layout.head_dim; d++) {
+      const Vec key = Kv::load_sixteen(keys + d * kTilePositions);
+      for (int q = 0; q < num_queries; q++) total[q] = fma(all(queries[q][d]), key, total[q]);
+    }
+    const Vec scale = Kv::kHasScales ? load(key_scales(a.layout, a.tiles[tile])) : all(1.0f);
+    for (int q = 0; q < num_queries; q++) {
+      float* scores = a.scores + (first_query + q) * a.score_stride + tile * kTilePositions;
+      store(scores, Kv::kHasScales ? mul(total[q], scale) : total[q]);
+    }
+  }
+}
+
+// Scores to weights e^(score - largest), zero where the query does not see; returns 1 / their sum.
+template <class Kv>
+float soften(const Attention& a, int query, Span span) {
+  float* scores = a.scores + query * a.score_stride;
+  const int begin = a.begins[query], end = a.ends[query];
+  const int first_tile = span.begin / kTilePositions, last_tile = (span.end - 1) / kTilePositions;
+  Vec tops = all(kNegativeInfinity);
+  for (int tile = begin / kTilePositions; tile * kTilePositions < end; tile++) {
+    const int start = tile * kTilePositions;
+    const Vec seen = keep_lanes(load(scores + start), larger(0, begin - start), smaller(kTilePositions, end - start), kNegativeInfinity);
+    store(scores + start, seen);
+    tops = max(tops, seen);
+  }
+  const Vec top = all(largest(tops));
+  Vec total = zeros();
+  for (int tile = first_tile; tile <= last_tile; tile++) {
+    const int start = tile * kTilePositions;
+    const int from = larger(0, begin - start), to = smaller(kTilePositions, end - start);
+    Vec weight = zeros();
+    if (from < to) weight = keep_lanes(exponential(sub(load(scores + start), top)), from, to, 0.0f);
+    total = add(total, weight);
+    if (Kv::kHasScales) weight = mul(weight, load(value_scales(a.layout, a.tiles[tile])));
+    store(scores + start, weight);
+  }
+  return 1.0f / sum(total);
+}
+
+// outputs[query][dims of `num_vecs` vectors] = sum of weight * value, position after position.
+template <class Kv, int num_queries, int num_vecs>
+void mix_values(const Attention& a, int first_query, Span span, int first_dim, const float* factors) {
+  Vec total[num_queries][num_vecs];
+  for (int q = 0; q < num_queries; q++)
+    for (int v = 0; v < num_vecs; v++) total[q][v] = zeros();
+  const float* weights = a.scores + first_query * a.score_stride;
+  for (int position = span.begin; position < span.end;) {
+    const uint8_t* tile = a.tiles[position / kTilePositions] + a.layout.value_offset();
+    const auto* values = keys_of<Kv>(tile) + position % kTilePositions * a.layout.value_stride() + first_dim;
+    const int stop = smaller(span.end, round_up(position + 1, kTilePositions));
+    for (; position < stop; position++, values += a.layout.value_stride()) {
+      Vec value[num_vecs];
+      for (int v = 0; v < num_vecs; v++) value[v] = Kv::load_sixteen(values + v * kVecLanes);
+      for (int q = 0; q < num_queries; q++) {
+        const Vec weight = all(weights[q * a.score_stride + position]);
+        for (int v = 0; v < num_vecs; v++) total[q][v] = fma(weight, value[v], total[q][v]);
+      }
+    }
+  }
+  for (int q = 0; q < num_queries; q++) {
+    for (int v = 0; v < num_vecs; v++) {
+      const int dim = first_dim + v * kVecLanes;
+      const Vec mixed = mul(total[q][v], all(factors[first_query + q]));
+      store_up_to(a.outputs[first_query + q] + dim, mixed, a.layout.head_dim - dim);
+    }
+  }
+}
+
+template <class Kv, int num_queries>
+void mix_all_dims(const Attention& a, int first_query, Span span, const float* factors) {
+  int dim = 0;
+  for (; dim + 2 * kVecLanes <= a.layout.value_stride(); dim += 2 * kVecLanes) {
+    mix_values<Kv, num_queries, 2>(a, first_query, span, dim, factors);
+  }
+  if (dim < a.layout.value_stride()) mix_values<Kv, num_queries, 1>(a, first_query, span, dim, factors);
+}
+
+constexpr int kQueriesAtOnce = 8;
+
+template <class Kv, int num_queries = kQueriesAtOnce>
+void attend_to_block(const Attention& a, int first_query, int wanted, Span span, float* factors) {
+  if constexpr (num_queries > 0) {
+    if (wanted != num_queries) return attend_to_block<Kv, num_queries - 1>(a, first_query, wanted, span, factors);
+    score_tiles<Kv, num_queries>(a, first_query, span);
+    for (int q = first_query; q < first_query + num_queries; q++) factors[q] = soften<Kv>(a, q, span);
+    mix_all_dims<Kv, num_queries>(a, first_query, span, factors);
+  }
+}
+
+template <class Kv>
+void attend_with(const Attention& a) {
+  const Span span = visible_to_any(a);
+  float factors[kMaxQueries];
+  const int num_blocks = (a.num_queries + kQueriesAtOnce - 1) / kQueriesAtOnce;
+  for (int block = 0, query = 0; block < num_blocks; block++) {
+    const int height = (a.num_queries - query + num_blocks - block - 1) / (num_blocks - block);
+    attend_to_block<Kv>(a, query, height, span, factors);
+    query += height;
+  }
+}
+
+void attend(const Attention& a) {
+  if (a.layout.encoding == KvEncoding::kHalf) {
+    attend_with<HalfKv>(a);
+  } else {
+    attend_with<Int8Kv>(a);
+  }
+}
+
+}  // namespace
+}  // namespace socle

@@ -1,0 +1,63 @@
+// The keys and values of one sequence, in blocks of positions.
+//
+// A block holds all layers and heads of 64 positions, so that sequences can share and fork whole blocks. Knows nothing of
+// how keys and values come about.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "buffer.h"
+#include "kernels.h"
+
+namespace socle {
+
+struct KvShape {
+  KvLayout layout;
+  int num_layers = 0;
+  int num_kv_heads = 0;
+
+  static constexpr int kBlockTiles = 4;
+  static constexpr int kBlockPositions = kBlockTiles * kTilePositions;
+  size_t block_bytes() const { return layout.tile_bytes() * kBlockTiles * num_kv_heads * num_layers; }
+  static int blocks_for(int num_tokens) { return round_up(num_tokens, kBlockPositions) / kBlockPositions; }
+};
+
+class KvState {
+ public:
+  KvState(const KvShape& shape, int max_tokens);
+  KvState(const KvState&) = delete;
+  KvState& operator=(const KvState&) = delete;
+
+  int num_tokens() const { return num_tokens_; }
+  int max_tokens() const { return max_tokens_; }
+  size_t size_bytes() const { return blocks_.size() * shape_.block_bytes(); }
+
+  // Forgets all but the first `num_tokens`.
+  void rewind(int num_tokens);
+  // Announces tokens whose keys and values were written behind the last one.
+  void extend(int num_tokens) { num_tokens_ += num_tokens; }
+  // Takes the tokens that lie `slots` (ascending) behind the last one as the next ones, and drops the others.
+  void accept(const int* slots, int num_slots);
+
+  // The tile of 16 positions of one layer and head.
+  uint8_t* tile(int layer, int kv_head, int tile_index) const {
+    const size_t in_block = (static_cast<size_t>(layer) * shape_.num_kv_heads + kv_head) * KvShape::kBlockTiles +
+                            tile_index % KvShape::kBlockTiles;
+    return blocks_[tile_index / KvShape::kBlockTiles].data() + in_block * tile_bytes_;
+  }
+
+ private:
+  void move_position(int from, int to);
+
+  KvShape shape_;
+  size_t tile_bytes_;
+  int max_tokens_;
+  int num_tokens_ = 0;
+  std::vector<Buffer<uint8_t>> blocks_;
+};
+
+// Copies one position from a lane of a tile to a lane of another.
+void copy_position(const KvLayout& layout, const uint8_t* from, int from_lane, uint8_t* to, int to_lane);
+
+}  // namespace socle

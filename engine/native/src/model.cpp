@@ -1,0 +1,535 @@
+#include "model.h"
+
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+namespace socle {
+namespace {
+
+constexpr int kSerialRows = 4;   // a barrier costs about as much as a row's norm
+constexpr int kTileGrain = 2;    // tiles that a thread takes at least
+constexpr int kGateGroups = 4;   // columns / 32 of gate and up that stay in the first cache while they are combined
+constexpr int kGateRows = 64;
+constexpr int kGateColumns = kGateGroups * kGroupInputs;
+constexpr int kTreeTiles = (kTilePositions + kMaxTreeRows) / kTilePositions + 1;
+
+std::string text(int value) { return std::to_string(value); }
+
+}  // namespace
+
+// What a thread needs for itself.
+struct Model::ThreadScratch {
+  ThreadScratch(const Settings& settings, const KvShape& kv)
+      : score_stride(round_up(settings.max_context_tokens, kTilePositions) + kTilePositions),
+        scores(score_stride * kMaxQueries),
+        tiles(score_stride / kTilePositions),
+        branch(kv.layout.tile_bytes() * kTreeTiles),
+        gate(kGateRows * kGateColumns),
+        up(kGateRows * kGateColumns),
+        values(static_cast<size_t>(kGateRows) * round_up(settings.max_rank, 16)),
+        scales(kGateRows),
+        offsets(kGateRows) {}
+
+  size_t score_stride;
+  Buffer<float> scores;
+  Buffer<const uint8_t*> tiles;
+  Buffer<uint8_t> branch;
+  Buffer<float> gate, up;
+  Buffer<int8_t> values;
+  Buffer<float> scales;
+  Buffer<int32_t> offsets;
+};
+
+Model::Encoded::Encoded(int max_rows, int inputs, bool is_float) : num_groups(round_up(inputs, kGroupInputs) / kGroupInputs) {
+  const size_t groups = static_cast<size_t>(max_rows) * num_groups;
+  if (is_float) {
+    dense = Buffer<float>(groups * kGroupInputs);
+  } else {
+    values = Buffer<int8_t>(groups * kGroupInputs);
+    scales = Buffer<float>(groups);
+    offsets = Buffer<int32_t>(groups);
+  }
+}
+
+void Model::Encoded::encode(const Kernels& kernels, int row, const float* x) {
+  encode_groups(kernels, row, 0, num_groups, x);
+}
+
+void Model::Encoded::encode_groups(const Kernels& kernels, int row, int first, int last, const float* x) {
+  const size_t group = static_cast<size_t>(row) * num_groups + first;
+  if (dense.data()) {
+    std::memcpy(dense.data() + group * kGroupInputs, x, sizeof(float) * kGroupInputs * (last - first));
+  } else {
+    kernels.quantise(x, last - first, kGroupInputs, values.data() + group * kGroupInputs, scales.data() + group,
+                     offsets.data() + group);
+  }
+}
+
+Rows Model::Encoded::rows() const {
+  Rows rows;
+  rows.dense = dense.data();
+  rows.dense_stride = static_cast<size_t>(num_groups) * kGroupInputs;
+  rows.values = values.data();
+  rows.scales = scales.data();
+  rows.offsets = offsets.data();
+  rows.num_groups = num_groups;
+  return rows;
+}
+
+Model::Model(Architecture architecture, Weights weights, Settings settings)
+    : architecture_(std::move(architecture)),
+      weights_(std::move(weights)),
+      settings_(std::move(settings)),
+      kernels_(*settings_.kernels),
+      kv_shape_{{settings_.kv_encoding, architecture_.head_dim}, architecture_.num_layers, architecture_.num_kv_heads},
+      team_(settings_.num_threads, settings_.cpus, settings_.duty_cycle),
+      is_float_(weights_.head.encoding == Encoding::kFloat32),
+      hidden_stride_(round_up(architecture_.hidden_size, kGroupInputs)),
+      query_columns_(round_up(architecture_.num_heads * architecture_.head_dim, kGroupInputs)),
+      key_columns_(round_up(architecture_.num_kv_heads * architecture_.head_dim, kGroupInputs)),
+      intermediate_stride_(round_up(architecture_.intermediate_size, kGroupInputs)) {
+  const int rows = settings_.max_step_rows;
+  const size_t n = rows;
+  x_ = Buffer<float>(n * hidden_stride_);
+  normed_ = Buffer<float>(n * hidden_stride_);
+  heads_ = Buffer<float>(n * (query_columns_ + 2 * key_columns_));
+  mixed_ = Buffer<float>(n * query_columns_);
+  cos_ = Buffer<float>(n * (architecture_.head_dim / 2));
+  sin_ = Buffer<float>(n * (architecture_.head_dim / 2));
+  low_rank_ = Buffer<float>(n * round_up(settings_.max_rank, 16) * 3);
+  logits_ = Buffer<float>(n * logit_stride());
+  hidden_in_ = Encoded(rows, architecture_.hidden_size, is_float_);
+  mixed_in_ = Encoded(rows, architecture_.num_heads * architecture_.head_dim, is_float_);
+  gated_in_ = Encoded(rows, architecture_.intermediate_size, is_float_);
+  head_in_ = Encoded(rows, architecture_.hidden_size, is_float_);
+  for (int i = 0; i < settings_.num_threads; i++) {
+    scratch_.push_back(std::make_unique<ThreadScratch>(settings_, kv_shape_));
+  }
+  rows_.reserve(n);
+  first_rows_.reserve(n);
+  logit_rows_.reserve(n);
+  attention_items_.reserve(n * architecture_.num_heads);
+}
+
+Model::~Model() = default;
+
+// ---- before a step
+
+void Model::check(const std::vector<Segment>& segments) const {
+  int num_rows = 0;
+  for (const Segment& segment : segments) {
+    check_segment(segment);
+    num_rows += segment.num_rows;
+  }
+  if (num_rows > settings_.max_step_rows) {
+    throw std::length_error(text(num_rows) + " rows in one step, at most " + text(settings_.max_step_rows) + " are possible");
+  }
+}
+
+void Model::check_segment(const Segment& s) const {
+  const int room = s.state->max_tokens() - s.state->num_tokens();
+  if (s.num_rows > room || s.state->max_tokens() > settings_.max_context_tokens) {
+    throw std::length_error("no room for " + text(s.num_rows) + " tokens: " + text(s.state->num_tokens()) + " of " +
+                            text(s.state->max_tokens()) + " are taken, a context holds " +
+                            text(settings_.max_context_tokens));
+  }
+  if (s.parents && s.num_rows > kMaxTreeRows) {
+    throw std::length_error("a tree of " + text(s.num_rows) + " rows, at most " + text(kMaxTreeRows) + " are possible");
+  }
+  for (int i = 0; i < s.num_rows; i++) {
+    if (s.token_ids[i] < 0 || s.token_ids[i] >= architecture_.vocab_size) {
+      throw std::invalid_argument("token " + text(s.token_ids[i]) + " is not below " + text(architecture_.vocab_size));
+    }
+    if (s.parents && (s.parents[i] < -1 || s.parents[i] >= i)) {
+      throw std::invalid_argument("row " + text(i) + " follows row " + text(s.parents[i]) + ": a parent comes first");
+    }
+  }
+  for (int i = 0; i < s.num_logit_rows; i++) {
+    if (s.logit_rows[i] < 0 || s.logit_rows[i] >= s.num_rows) {
+      throw std::invalid_argument("logits of row " + text(s.logit_rows[i]) + " of " + text(s.num_rows));
+    }
+  }
+}
+
+void Model::lay_out_rows(const std::vector<Segment>& segments) {
+  rows_.clear();
+  first_rows_.clear();
+  logit_rows_.clear();
+  attention_items_.clear();
+  for (int index = 0; index < static_cast<int>(segments.size()); index++) {
+    const Segment& segment = segments[index];
+    const int first = static_cast<int>(rows_.size()), base = segment.state->num_tokens();
+    first_rows_.push_back(first);
+    for (int i = 0; i < segment.num_rows; i++) {
+      int position = base + i;
+      if (segment.parents) position = segment.parents[i] < 0 ? base : rows_[first + segment.parents[i]].position + 1;
+      rows_.push_back({index, i, position, base + i});
+    }
+    for (int i = 0; i < segment.num_logit_rows; i++) logit_rows_.push_back(first + segment.logit_rows[i]);
+    // The rows of a tree see different branches, so each is worked off by itself.
+    const int group = architecture_.group_size(), num_runs = segment.parents ? segment.num_rows : 1;
+    const int run_queries = segment.num_rows * group / (num_runs ? num_runs : 1);
+    for (int head = 0; head < architecture_.num_kv_heads; head++) {
+      for (int query = 0; query < num_runs * run_queries;) {
+        const int left_in_run = run_queries - query % run_queries;
+        const int count = left_in_run < kMaxQueries ? left_in_run : kMaxQueries;
+        attention_items_.push_back({index, head, query, count});
+        query += count;
+      }
+    }
+  }
+}
+
+const float* Model::step(const std::vector<Segment>& segments) {
+  check(segments);
+  lay_out_rows(segments);
+  if (rows_.empty()) return logits_.data();
+  segments_ = &segments;
+  team_.run([this](int thread) { run(thread); });
+  for (const Segment& segment : segments) {
+    if (!segment.parents) segment.state->extend(segment.num_rows);
+  }
+  return logits_.data();
+}
+
+// ---- the step, on every thread
+
+// Ends a phase: when all threads have done their shares, body(row) for each row, and nobody goes on before.
+template <class Body>
+void Model::then_rows(int num_rows, Body&& body) {
+  if (num_rows <= kSerialRows) {
+    team_.barrier([&] {
+      for (int row = 0; row < num_rows; row++) body(row);
+    });
+    return;
+  }
+  team_.barrier();
+  team_.share(num_rows, 1, [&](int first, int last) {
+    for (int row = first; row < last; row++) body(row);
+  });
+  team_.barrier();
+}
+
+void Model::run(int thread) {
+  const int num_rows = static_cast<int>(rows_.size()), num_logit_rows = static_cast<int>(logit_rows_.size());
+  then_rows(num_rows, [this](int row) { start_row(row); });
+  for (int layer = 0; layer < architecture_.num_layers; layer++) {
+    run_layer(thread, layer, num_rows);
+    if (settings_.duty_cycle < 1.0) team_.barrier([this] { team_.pace(); });
+  }
+  if (num_logit_rows == 0) return;
+  then_rows(num_logit_rows, [this](int index) { finish_logit_row(index); });
+  const Rows rows = head_in_.rows();
+  team_.share(weights_.head.num_tiles(), kTileGrain, [&](int first, int last) {
+    kernels_.product(weights_.head, rows, 0, num_logit_rows, first, last,
+                     logits_.data() + static_cast<size_t>(first) * kTileRows, logit_stride(), Store::kSet);
+  });
+}
+
+void Model::run_layer(int thread, int layer, int num_rows) {
+  const size_t hidden_stride = hidden_stride_, heads_stride = query_columns_ + 2 * key_columns_;
+  float* const heads = heads_.data();
+  float* const key_heads = heads + query_columns_;
+  multiply(thread, {&hidden_in_, layer, kQuery, 3, {heads, key_heads, key_heads + key_columns_}, heads_stride, Store::kSet});
+  then_rows(num_rows, [=](int row) { finish_heads(row, layer); });
+
+  team_.share(static_cast<int>(attention_items_.size()), 1, [=](int first, int last) {
+    for (int item = first; item < last; item++) attend(thread, layer, attention_items_[item]);
+  });
+  then_rows(num_rows, [=](int row) {
+    mixed_in_.encode(kernels_, row, mixed_.data() + static_cast<size_t>(row) * query_columns_);
+  });
+
+  multiply(thread, {&mixed_in_, layer, kOutput, 1, {x_.data()}, hidden_stride, Store::kAdd});
+  then_rows(num_rows, [=](int row) { encode_normed(row, weights_.layers[layer].mlp_norm); });
+
+  gate_and_up(thread, layer);
+  team_.barrier();
+
+  multiply(thread, {&gated_in_, layer, kDown, 1, {x_.data()}, hidden_stride, Store::kAdd});
+  const bool is_last = layer + 1 == architecture_.num_layers;
+  then_rows(is_last ? 0 : num_rows, [=](int row) { encode_normed(row, weights_.layers[layer + 1].input_norm); });
+}
+
+// ---- rows
+
+void Model::start_row(int row) {
+  const Segment& segment = (*segments_)[rows_[row].segment];
+  float* x = x_.data() + static_cast<size_t>(row) * hidden_stride_;
+  embed(weights_.embedding, segment.token_ids[rows_[row].index], x);
+  const int half = architecture_.head_dim / 2;
+  for (int i = 0; i < half; i++) {
+    const double angle = rows_[row].position * architecture_.rope_frequencies[i];
+    cos_[static_cast<size_t>(row) * half + i] = static_cast<float>(std::cos(angle));
+    sin_[static_cast<size_t>(row) * half + i] = static_cast<float>(std::sin(angle));
+  }
+  encode_normed(row, weights_.layers[0].input_norm);
+}
+
+void Model::encode_normed(int row, const float* norm) {
+  const size_t at = static_cast<size_t>(row) * hidden_stride_;
+  kernels_.rms_norm(x_.data() + at, norm, architecture_.hidden_size, architecture_.norm_eps, normed_.data() + at);
+  hidden_in_.encode(kernels_, row, normed_.data() + at);
+}
+
+void Model::finish_logit_row(int index) {
+  const size_t from = static_cast<size_t>(logit_rows_[index]) * hidden_stride_;
+  const size_t to = static_cast<size_t>(index) * hidden_stride_;
+  kernels_.rms_norm(x_.data() + from, weights_.final_norm, architecture_.hidden_size, architecture_.norm_eps,
+                    normed_.data() + to);
+  head_in_.encode(kernels_, index, normed_.data() + to);
+}
+
+// Biases, norms, rotation; the row's keys and values go into the cache.
+void Model::finish_heads(int row, int layer) {
+  const Layer& weights = weights_.layers[layer];
+  const Row& place = rows_[row];
+  const int head_dim = architecture_.head_dim, half = head_dim / 2;
+  const int num_heads = architecture_.num_heads, num_kv_heads = architecture_.num_kv_heads;
+  const float* cos = cos_.data() + static_cast<size_t>(row) * half;
+  const float* sin = sin_.data() + static_cast<size_t>(row) * half;
+  float* queries = heads_.data() + static_cast<size_t>(row) * (query_columns_ + 2 * key_columns_);
+  float* keys = queries + query_columns_;
+  float* values = keys + key_columns_;
+  if (weights.biases[0]) kernels_.add(queries, weights.biases[0], num_heads * head_dim);
+  if (weights.biases[1]) kernels_.add(keys, weights.biases[1], num_kv_heads * head_dim);
+  if (weights.biases[2]) kernels_.add(values, weights.biases[2], num_kv_heads * head_dim);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
+  for (int head = 0; head < num_heads; head++) {
+    float* query = queries + head * head_dim;
+    if (weights.query_norm) kernels_.rms_norm(query, weights.query_norm, head_dim, architecture_.norm_eps, query);
+    kernels_.rotate(query, cos, sin, head_dim);
+    kernels_.scale(query, scale, head_dim);
+  }
+  for (int head = 0; head < num_kv_heads; head++) {
+    float* key = keys + head * head_dim;
+    if (weights.key_norm) kernels_.rms_norm(key, weights.key_norm, head_dim, architecture_.norm_eps, key);
+    kernels_.rotate(key, cos, sin, head_dim);
+    uint8_t* tile = (*segments_)[place.segment].state->tile(layer, head, place.slot / kTilePositions);
+    kernels_.store_kv(kv_shape_.layout, tile, place.slot % kTilePositions, key, values + head * head_dim);
+  }
+}
+
+// ---- attention
+
+void Model::attend(int thread, int layer, const AttentionItem& item) {
+  ThreadScratch& scratch = *scratch_[thread];
+  const Segment& segment = (*segments_)[item.segment];
+  const int first_row = first_rows_[item.segment], group = architecture_.group_size(), head_dim = architecture_.head_dim;
+  const float* queries[kMaxQueries];
+  float* outputs[kMaxQueries];
+  int begins[kMaxQueries], ends[kMaxQueries], end = 0;
+  for (int i = 0; i < item.num_queries; i++) {
+    const int query = item.first_query + i, row = first_row + query / group;
+    const size_t column = static_cast<size_t>(item.kv_head * group + query % group) * head_dim;
+    queries[i] = heads_.data() + static_cast<size_t>(row) * (query_columns_ + 2 * key_columns_) + column;
+    outputs[i] = mixed_.data() + static_cast<size_t>(row) * query_columns_ + column;
+    ends[i] = rows_[row].position + 1;
+    const int window = architecture_.sliding_window;
+    begins[i] = window && ends[i] > window ? ends[i] - window : 0;
+    end = ends[i] > end ? ends[i] : end;
+  }
+  const Row& last_row = rows_[first_row + (item.first_query + item.num_queries - 1) / group];
+  const int num_shared = segment.parents ? segment.state->num_tokens() : end;
+  for (int tile = 0; tile * kTilePositions < num_shared; tile++) {
+    scratch.tiles[tile] = segment.state->tile(layer, item.kv_head, tile);
+  }
+  if (segment.parents) gather_branch(thread, layer, item.kv_head, last_row);
+  kernels_.attend({kv_shape_.layout, scratch.tiles.data(), queries, outputs, begins, ends, item.num_queries,
+                   scratch.scores.data(), scratch.score_stride});
+}
+
+// A row of a tree sees its ancestors alone: they are copied to where they would lie if the branch were a chain, behind
+// a copy of the tile that the state's last tokens share with them. So its bits are those of the chain.
+void Model::gather_branch(int thread, int layer, int kv_head, const Row& row) {
+  ThreadScratch& scratch = *scratch_[thread];
+  const KvLayout& layout = kv_shape_.layout;
+  const Segment& segment = (*segments_)[row.segment];
+  const KvState& state = *segment.state;
+  const int base = state.num_tokens(), first_tile = base / kTilePositions;
+  for (int tile = first_tile; tile * kTilePositions <= row.position; tile++) {
+    scratch.tiles[tile] = scratch.branch.data() + layout.tile_bytes() * (tile - first_tile);
+  }
+  if (base % kTilePositions) {
+    std::memcpy(scratch.branch.data(), state.tile(layer, kv_head, first_tile), layout.tile_bytes());
+  }
+  for (int index = row.index, position = row.position; index >= 0; index = segment.parents[index], position--) {
+    const int slot = base + index;
+    uint8_t* tile = scratch.branch.data() + layout.tile_bytes() * (position / kTilePositions - first_tile);
+    copy_position(layout, state.tile(layer, kv_head, slot / kTilePositions), slot % kTilePositions, tile,
+                  position % kTilePositions);
+  }
+}
+
+// ---- products
+
+void Model::multiply(int thread, const Product& product) {
+  const Layer& layer = weights_.layers[product.layer];
+  const int num_items = num_low_rank_items(product.layer, product.first, product.num_linears);
+  team_.share_first(num_items, [&](int item) { run_low_rank_item(product.layer, product.first, product.num_linears, *product.input, item); });
+  int num_tiles = 0;
+  for (int slot = 0; slot < product.num_linears; slot++) num_tiles += layer.linears[product.first + slot].num_tiles();
+  team_.share(num_tiles, kTileGrain, [&](int first, int last) {
+    int offset = 0;
+    for (int slot = 0; slot < product.num_linears; slot++) {
+      const int tiles = layer.linears[product.first + slot].num_tiles();
+      const int from = first > offset ? first - offset : 0, to = last - offset < tiles ? last - offset : tiles;
+      if (from < to) multiply_tiles(thread, product, slot, from, to, num_items);
+      offset += tiles;
+    }
+  });
+}
+
+void Model::multiply_tiles(int thread, const Product& product, int slot, int first_tile, int last_tile, int num_items) {
+  const int num_rows = static_cast<int>(rows_.size());
+  float* out = product.outputs[slot] + static_cast<size_t>(first_tile) * kTileRows;
+  kernels_.product(weights_.layers[product.layer].linears[product.first + slot], product.input->rows(), 0, num_rows,
+                   first_tile, last_tile, out, product.output_stride, product.store);
+  if (num_items == 0) return;
+  team_.wait_for_first(num_items);
+  add_low_rank(thread, product.layer, product.first, slot, 0, num_rows, first_tile, last_tile, out, product.output_stride);
+}
+
+void Model::gate_and_up(int thread, int layer) {
+  const int num_items = num_low_rank_items(layer, kGate, 2), num_rows = static_cast<int>(rows_.size());
+  team_.share_first(num_items, [&](int item) { run_low_rank_item(layer, kGate, 2, hidden_in_, item); });
+  team_.share(intermediate_stride_ / kGroupInputs, 1, [&](int first, int last) {
+    for (int row = 0; row < num_rows; row += kGateRows) {
+      const int count = num_rows - row < kGateRows ? num_rows - row : kGateRows;
+      for (int group = first; group < last; group += kGateGroups) {
+        const int end = group + kGateGroups < last ? group + kGateGroups : last;
+        gate_columns(thread, layer, group, end, row, count, num_items);
+      }
+    }
+  });
+}
+
+// silu(gate x) * (up x) for some columns, straight into the form that the next product reads.
+void Model::gate_columns(int thread, int layer, int first_group, int last_group, int first_row, int num_rows,
+                         int num_items) {
+  ThreadScratch& scratch = *scratch_[thread];
+  const int first_tile = 2 * first_group;
+  for (int slot = 0; slot < 2; slot++) {
+    const Matrix& matrix = weights_.layers[layer].linears[kGate + slot];
+    const int last_tile = 2 * last_group < matrix.num_tiles() ? 2 * last_group : matrix.num_tiles();
+    float* out = slot == 0 ? scratch.gate.data() : scratch.up.data();
+    kernels_.product(matrix, hidden_in_.rows(), first_row, num_rows, first_tile, last_tile, out, kGateColumns, Store::kSet);
+    if (num_items == 0) continue;
+    team_.wait_for_first(num_items);
+    add_low_rank(thread, layer, kGate, slot, first_row, num_rows, first_tile, last_tile, out, kGateColumns);
+  }
+  const int num_columns = (last_group - first_group) * kGroupInputs;
+  const int num_real = architecture_.intermediate_size - first_group * kGroupInputs;
+  for (int row = 0; row < num_rows; row++) {
+    float* gate = scratch.gate.data() + static_cast<size_t>(row) * kGateColumns;
+    kernels_.gate(gate, scratch.up.data() + static_cast<size_t>(row) * kGateColumns, num_columns);
+    for (int column = num_real; column < num_columns; column++) gate[column] = 0.0f;  // padding of the last group
+    gated_in_.encode_groups(kernels_, first_row + row, first_group, last_group, gate);
+  }
+}
+
+// ---- adapters
+
+float* Model::low_rank(int slot, int row) const {
+  const size_t stride = round_up(settings_.max_rank, kTileRows);
+  return low_rank_.data() + (static_cast<size_t>(slot) * settings_.max_step_rows + row) * stride;
+}
+
+int Model::num_low_rank_items(int layer, Linear first, int num_linears) const {
+  int count = 0;
+  for (const Segment& segment : *segments_) {
+    if (!segment.adapter) continue;
+    for (int slot = 0; slot < num_linears; slot++) count += segment.adapter->of(layer, first + slot).a.num_tiles();
+  }
+  return count;
+}
+
+// Item i of all tiles of A of all segments.
+void Model::run_low_rank_item(int layer, Linear first, int num_linears, const Encoded& input, int item) {
+  for (size_t index = 0; index < segments_->size(); index++) {
+    const Segment& segment = (*segments_)[index];
+    for (int slot = 0; segment.adapter && slot < num_linears; slot++) {
+      const Matrix& a = segment.adapter->of(layer, first + slot).a;
+      if (item < a.num_tiles()) {
+        float* out = low_rank(slot, first_rows_[index]) + item * kTileRows;
+        return kernels_.product(a, input.rows(), first_rows_[index], segment.num_rows, item, item + 1, out,
+                                round_up(settings_.max_rank, kTileRows), Store::kSet);
+      }
+      item -= a.num_tiles();
+    }
+  }
+}
+
+void Model::add_low_rank(int thread, int layer, Linear first, int slot, int first_row, int num_rows, int first_tile,
+                         int last_tile, float* out, size_t out_stride) {
+  for (size_t index = 0; index < segments_->size(); index++) {
+    const Segment& segment = (*segments_)[index];
+    if (!segment.adapter || segment.adapter->of(layer, first + slot).rank() == 0) continue;
+    const Matrix& b = segment.adapter->of(layer, first + slot).b;
+    const int begin = first_rows_[index] > first_row ? first_rows_[index] : first_row;
+    const int segment_end = first_rows_[index] + segment.num_rows;
+    const int end = segment_end < first_row + num_rows ? segment_end : first_row + num_rows;
+    for (int row = begin; row < end; row += kGateRows) {
+      const int count = end - row < kGateRows ? end - row : kGateRows;
+      kernels_.product(b, encode_low_rank(thread, slot, row, count, b.inputs), 0, count, first_tile, last_tile,
+                       out + static_cast<size_t>(row - first_row) * out_stride, out_stride, Store::kAdd);
+    }
+  }
+}
+
+Rows Model::encode_low_rank(int thread, int slot, int first_row, int num_rows, int rank) {
+  ThreadScratch& scratch = *scratch_[thread];
+  Rows rows;
+  rows.dense = low_rank(slot, first_row);
+  rows.dense_stride = round_up(settings_.max_rank, kTileRows);
+  if (is_float_) return rows;
+  rows.group_inputs = round_up(rank, kTileRows);
+  rows.num_groups = 1;
+  rows.values = scratch.values.data();
+  rows.scales = scratch.scales.data();
+  rows.offsets = scratch.offsets.data();
+  for (int i = 0; i < num_rows; i++) {
+    kernels_.quantise(rows.dense + rows.dense_stride * i, 1, rows.group_inputs,
+                      scratch.values.data() + static_cast<size_t>(i) * rows.group_inputs, scratch.scales.data() + i,
+                      scratch.offsets.data() + i);
+  }
+  return rows;
+}
+
+// ---- embedding
+
+namespace {
+
+// fp16 to float32 without an instruction set: an embedding row is short.
+float half_to_float(uint16_t half) {
+  const int exponent = half >> 10 & 31, fraction = half & 1023;
+  const float magnitude = exponent == 31 ? (fraction ? NAN : INFINITY)
+                          : exponent     ? std::ldexp(1024.0f + static_cast<float>(fraction), exponent - 25)
+                                         : std::ldexp(static_cast<float>(fraction), -24);
+  return half & 0x8000 ? -magnitude : magnitude;
+}
+
+}  // namespace
+
+void embed(const Matrix& matrix, int index, float* out) {
+  if (matrix.encoding == Encoding::kFloat32) {
+    std::memcpy(out, matrix.data + sizeof(float) * static_cast<size_t>(index) * matrix.inputs, sizeof(float) * matrix.inputs);
+    return;
+  }
+  const int lane = index % kTileRows, zero = matrix.encoding == Encoding::kInt4 ? 8 : 128;
+  const uint8_t* block = matrix.data + matrix.tile_bytes() * (index / kTileRows);
+  for (int first = 0; first < matrix.inputs; first += kGroupInputs, block += matrix.block_bytes()) {
+    uint16_t half;
+    std::memcpy(&half, block + 2 * lane, sizeof half);
+    const float scale = half_to_float(half);
+    for (int i = 0; i < kGroupInputs && first + i < matrix.inputs; i++) {
+      const int vector = i / kLaneInputs, byte = kScaleBytes + lane * kLaneInputs + i % kLaneInputs;
+      int value = block[byte + kVectorBytes * (zero == 8 ? vector % 4 : vector)];
+      if (zero == 8) value = vector < 4 ? value & 15 : value >> 4;
+      out[first + i] = static_cast<float>(value - zero) * scale;
+    }
+  }
+}
+
+}  // namespace socle
