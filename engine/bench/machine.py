@@ -26,16 +26,22 @@ class Capability:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the figures were taken on."""
+    """What the figures were taken on. load: processes that wanted to run in the minute before."""
 
     processor: str
     num_cores: int
     python: str
+    load: float
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether others take so much of it that figures mean little."""
+        return self.load > self.num_cores / 2
 
 
 def describe_machine() -> Machine:
     """Of this process."""
-    return Machine(_processor(), num_usable_cores(), platform.python_version())
+    return Machine(_processor(), num_usable_cores(), platform.python_version(), os.getloadavg()[0])
 
 
 def num_usable_cores() -> int:

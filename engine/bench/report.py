@@ -9,18 +9,21 @@ from typing import Any
 from engine.bench.cases import Case
 from engine.bench.child import PeakMemory
 from engine.bench.machine import Machine
-from engine.bench.results import SAME_FUNCTION_COSINE, ShapeResults, median_of, shares
+from engine.bench.results import SAME_FUNCTION_COSINE, Participant, ShapeResults, median_of, shares
 from engine.bench.shapes import num_weights, step_bytes, step_macs
 
-_COLUMN = 28
+_FIRST_COLUMN = 18
+_COLUMN = 27
 _NOTHING = "-"
 
 
 def table(machine: Machine, shapes: Sequence[ShapeResults]) -> str:
     """For people."""
-    lines = [f"{machine.processor}, {machine.num_cores} cores, Python {machine.python}"]
+    lines = [f"{machine.processor}, {machine.num_cores} cores, Python {machine.python}, load {machine.load:.1f} before"]
+    if machine.is_busy:
+        lines.append("OTHERS USED THIS MACHINE: don't quote these figures, run again when it is quiet")
     for results in shapes:
-        lines += ["", *_speeds(results), *_memory(results), *_shares(results), *_notes(results)]
+        lines += ["", *_speeds(results), *_memory(results), *_shares(results), *_contestants(results)]
     return "\n".join(lines)
 
 
@@ -39,15 +42,17 @@ def _speeds(results: ShapeResults) -> Iterator[str]:
     names = _with_figures(results)
     yield (
         f"{results.shape}: {architecture.num_hidden_layers} layers, hidden {architecture.hidden_size}, "
-        f"{num_weights(architecture) / 1e9:.2f} G weights. Tokens/s: median [lowest, highest], and times the best peer"
+        f"{num_weights(architecture) / 1e6:.0f} M weights. Tokens/s: median [lowest, highest], and times the best peer"
     )
     context = None
     for case in results.cases:
         if case.context != context:
             context = case.context
             title = "prompt tokens" if case.is_prefill else f"rows at {context}"
-            yield f"{title:<16}" + "".join(f"{name:<{_COLUMN}}" for name in names)
-        yield f"{case.rows:>8}        " + "".join(f"{_speed(results, name, case):<{_COLUMN}}" for name in names)
+            yield f"{title:<{_FIRST_COLUMN}}" + "".join(f"{name:<{_COLUMN}}" for name in names)
+        yield f"{case.rows:>8}{'':<{_FIRST_COLUMN - 8}}" + "".join(
+            f"{_speed(results, name, case):<{_COLUMN}}" for name in names
+        )
 
 
 def _speed(results: ShapeResults, name: str, case: Case) -> str:
@@ -72,10 +77,10 @@ def _memory(results: ShapeResults) -> Iterator[str]:
     if not measured:
         return
     labels = list(dict.fromkeys(label for participant in measured for label in participant.serving))
-    yield "peak MiB alone  " + "".join(f"{label:<{_COLUMN}}" for label in ["opening", *labels])
+    yield f"{'peak MiB alone':<{_FIRST_COLUMN}}" + "".join(f"{label:<{_COLUMN}}" for label in ["opening", *labels])
     for participant in measured:
         peaks = [participant.opening, *(participant.serving.get(label) for label in labels)]
-        yield f"{participant.name:<16}" + "".join(f"{_peak(peak):<{_COLUMN}}" for peak in peaks)
+        yield f"{participant.name:<{_FIRST_COLUMN}}" + "".join(f"{_peak(peak):<{_COLUMN}}" for peak in peaks)
 
 
 def _peak(peak: PeakMemory | None) -> str:
@@ -101,7 +106,7 @@ def _share_lines(results: ShapeResults, kind: str) -> Iterator[str]:
     for case in results.cases:
         values = [_case_shares(results, name, case)[kind] for name in names]
         cells = "".join(f"{_NOTHING if value is None else f'{100 * value:.0f} %':<{_COLUMN}}" for value in values)
-        yield f"  {_case_label(case):<14}{cells}"
+        yield f"  {_case_label(case):<{_FIRST_COLUMN - 2}}{cells}"
 
 
 def _case_label(case: Case) -> str:
@@ -120,13 +125,25 @@ def _case_shares(results: ShapeResults, name: str, case: Case) -> dict[str, floa
     )
 
 
-def _notes(results: ShapeResults) -> Iterator[str]:
-    """Who is not here, and who computes something else."""
+def _contestants(results: ShapeResults) -> Iterator[str]:
+    """Who they are, who is not here, and who computes something else."""
     for participant in results.participants.values():
         if participant.failure:
             yield f"{participant.name} is missing: {participant.failure}"
-        elif (agreement := results.agreement(participant.name)) is not None and agreement < SAME_FUNCTION_COSINE:
-            yield f"{participant.name} does not compute the same model: its logits have a cosine of {agreement:.3f}"
+        else:
+            yield f"{participant.name} is {_facts(participant)}{_agreement(results.agreement(participant.name))}"
+
+
+def _facts(participant: Participant) -> str:
+    facts = participant.facts
+    return f"{facts.get('version')}, {facts.get('num_threads')} threads, opened in {facts.get('open_s', 0.0):.1f} s"
+
+
+def _agreement(cosine: float | None) -> str:
+    if cosine is None:
+        return ""
+    warning = ": IT DOES NOT COMPUTE THE SAME MODEL" if cosine < SAME_FUNCTION_COSINE else ""
+    return f", cosine of its logits {cosine:.4f}{warning}"
 
 
 def _shape_document(results: ShapeResults) -> dict[str, Any]:

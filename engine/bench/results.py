@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
 from engine.artifact import Architecture
 from engine.bench.cases import Case
@@ -39,7 +40,7 @@ class Participant:
 
     name: str
     is_peer: bool
-    facts: dict[str, object] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
     failure: str | None = None
     opening: PeakMemory | None = None
     serving: dict[str, PeakMemory] = field(default_factory=dict)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +13,7 @@ from engine.bench.shapes import SHAPES, num_weights, quick, step_bytes, step_mac
 
 STEP = Case(256, 8, "all")
 PROMPT = Case(0, 128, "last")
-MACHINE = Machine("a processor", 2, "3.11")
+MACHINE = Machine("a processor", 2, "3.11", load=0.3)
 
 
 @pytest.fixture
@@ -79,8 +80,15 @@ def test_the_table_says_all_of_it(results):
     assert "5 PSS, 2 anon." in text
     assert "memory reads 4.0 GB/s" in text
     assert "gone is missing: not installed: do this" in text
-    assert "better does not compute the same model" in text
-    assert "peer does not compute" not in text
+    (better,) = (line for line in text.splitlines() if line.startswith("better is"))
+    assert better.endswith("0.0000: IT DOES NOT COMPUTE THE SAME MODEL")
+    (peer,) = (line for line in text.splitlines() if line.startswith("peer is"))
+    assert peer.endswith("cosine of its logits 1.0000")
+
+
+def test_a_busy_machine_is_said_to_be_busy(results):
+    assert "OTHERS" not in table(MACHINE, [results])
+    assert "OTHERS" in table(replace(MACHINE, load=1.2), [results])
 
 
 def test_the_document_is_json_and_keeps_every_round(results):

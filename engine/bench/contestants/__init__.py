@@ -14,8 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.bench.models import ModelFolder
-from engine.config import EngineConfig
-from engine.errors import InvalidInputError
 
 Tokens = NDArray[np.int32]
 Logits = NDArray[np.float32]
@@ -84,31 +82,28 @@ def _openvino() -> Contestant:
     return OpenvinoContestant()
 
 
-def _backend_missing(backend: str) -> str | None:
-    try:
-        EngineConfig.from_mapping({"backend": backend})
-    except InvalidInputError as error:
-        return str(error)
-    return None
-
-
 def _packages_missing(*modules: str) -> str | None:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     return f"{', '.join(missing)} not installed: {INSTALL_HINT}" if missing else None
 
 
 def _native_missing() -> str | None:
-    return _backend_missing("native")
+    built = importlib.util.find_spec("socle_native") is not None
+    return None if built else "its native core is not built: run ./dev setup where a C++ compiler is"
+
+
+def _onnx_missing() -> str | None:
+    return _packages_missing("onnxruntime", "onnx")
 
 
 REGISTRY: Final[Mapping[str, Entry]] = {
     "socle": Entry(is_peer=False, make=_socle("native"), missing=_native_missing),
     "socle+lora": Entry(is_peer=False, make=_socle("native", with_adapter=True), missing=_native_missing),
-    "onnxruntime": Entry(is_peer=True, make=_socle("onnx"), missing=lambda: _packages_missing("onnxruntime", "onnx")),
+    "onnxruntime": Entry(is_peer=True, make=_socle("onnx"), missing=_onnx_missing),
     "onnxruntime+lora": Entry(
         is_peer=False,
         make=_socle("onnx", with_adapter=True),
-        missing=lambda: _packages_missing("onnxruntime", "onnx"),
+        missing=_onnx_missing,
     ),
     "llama.cpp": Entry(is_peer=True, make=_llama_cpp, missing=lambda: _packages_missing("llama_cpp", "gguf")),
     "openvino": Entry(is_peer=True, make=_openvino, missing=lambda: _packages_missing("openvino")),

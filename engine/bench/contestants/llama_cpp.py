@@ -6,9 +6,10 @@ cache in fp16, batches of 512), but for the number of threads: the fastest of a 
 
 from __future__ import annotations
 
+import logging
+import math
 import time
-from collections.abc import Mapping
-from statistics import median
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import llama_cpp
@@ -23,13 +24,14 @@ from engine.convert.building import building
 
 _NAME: Final = "llama.cpp"
 _TRIAL_ROWS: Final = (1, 8)
-_TRIAL_STEPS: Final = 5
+_TRIAL_STEPS: Final = 8
 
 
 class LlamaCppContestant:
     """`Contestant` over one model and one context of llama.cpp."""
 
     def __init__(self) -> None:
+        logging.getLogger("llama-cpp-python").setLevel(logging.WARNING)  # else a line for every tensor
         self._model: Any = None
         self._context: Any = None
         self._batch: Any = None
@@ -109,19 +111,21 @@ class LlamaCppContestant:
         candidates = sorted({cores, min(cores, psutil.cpu_count(logical=False) or cores), max(1, cores - 1)})
         self._threads = (cores, cores)
         self.prepare(np.zeros(1, np.int32), Room(64, max(_TRIAL_ROWS)))
-        best = [min(candidates, key=lambda count: self._trial_s(rows, count)) for rows in _TRIAL_ROWS]
+        one_row, several_rows = (self._fastest(candidates, rows) for rows in _TRIAL_ROWS)
         self._free_context()
-        return best[0], best[1]
+        return one_row, several_rows
 
-    def _trial_s(self, rows: int, num_threads: int) -> float:
-        llama_cpp.llama_set_n_threads(self._context, num_threads, num_threads)
-        seconds = []
+    def _fastest(self, candidates: Sequence[int], rows: int) -> int:
+        """By the best of some steps each, taken in turns: what others do on the machine only ever adds time."""
+        best_s = dict.fromkeys(candidates, math.inf)
         for _ in range(_TRIAL_STEPS):
-            started_at = time.perf_counter()
-            self.step(np.ones(rows, np.int32), all_logits=True)
-            seconds.append(time.perf_counter() - started_at)
-            self.rewind()
-        return median(seconds)
+            for num_threads in candidates:
+                llama_cpp.llama_set_n_threads(self._context, num_threads, num_threads)
+                started_at = time.perf_counter()
+                self.step(np.ones(rows, np.int32), all_logits=True)
+                best_s[num_threads] = min(best_s[num_threads], time.perf_counter() - started_at)
+                self.rewind()
+        return min(candidates, key=best_s.__getitem__)
 
 
 class _Batch:

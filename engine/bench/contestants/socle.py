@@ -10,6 +10,7 @@ import numpy as np
 from engine.artifact import read_adapter
 from engine.backends import Backend, Segment, State, open_backend
 from engine.bench.contestants import Logits, Room, Tokens
+from engine.bench.machine import num_usable_cores
 from engine.bench.models import ModelFolder
 from engine.config import EngineConfig
 
@@ -32,13 +33,13 @@ class SocleContestant:
 
     def open(self, folder: ModelFolder, num_threads: int) -> Mapping[str, Any]:
         """Open the base, and load the adapter if there is to be one."""
-        config = EngineConfig.from_mapping({"backend": self._name, "num_threads": num_threads})
+        config = EngineConfig.from_mapping({"backend": self._name, "num_threads": num_threads or num_usable_cores()})
         self._backend = open_backend(folder.base, config)
         self._chunk_rows = min(config.prefill_chunk_tokens, self._backend.max_step_rows)
         if self._with_adapter:
             _, self._adapter = read_adapter(folder.adapter)
             self._backend.load_adapter(self._adapter, folder.adapter)
-        return {"version": _version(self._backend.name), "num_threads": num_threads}
+        return {"version": _version(self._backend), "num_threads": num_threads or num_usable_cores()}
 
     def prepare(self, tokens: Tokens, room: Room) -> None:
         """Drop the state, fill another."""
@@ -63,13 +64,15 @@ class SocleContestant:
         for start in range(0, len(tokens), self._chunk_rows):
             chunk = tokens[start : start + self._chunk_rows]
             wanted = tuple(row - start for row in logit_rows if start <= row < start + len(chunk))
-            parts += self._backend.step([Segment(self._state, chunk, self._adapter, wanted)])
+            (logits,) = self._backend.step([Segment(self._state, chunk, self._adapter, wanted)])
+            parts.append(logits if len(chunk) == len(tokens) else logits.copy())  # they hold until the next step
         return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
 
 
-def _version(backend: str) -> str:
-    if backend != "onnx":
-        return backend
-    import onnxruntime  # noqa: PLC0415 - only where it is the back end
+def _version(backend: Backend) -> str:
+    if backend.name == "onnx":
+        import onnxruntime  # noqa: PLC0415 - only where it is the back end
 
-    return f"ONNX Runtime {onnxruntime.__version__}"
+        return f"ONNX Runtime {onnxruntime.__version__}"
+    kernels = getattr(backend, "instruction_set", None)
+    return f"{backend.name} back end, {kernels} kernels" if kernels else f"{backend.name} back end"
