@@ -11,7 +11,7 @@
 #include <optional>
 #include <stdexcept>
 
-#include "kernels.h"
+#include "inputs.h"
 #include "model.h"
 
 namespace nb = nanobind;
@@ -24,22 +24,8 @@ using Bytes = nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-Encoding encoding_of(int bits) {
-  switch (bits) {
-    case 4: return Encoding::kInt4;
-    case 8: return Encoding::kInt8;
-    case 32: return Encoding::kFloat32;
-    default: throw std::invalid_argument("weights of " + std::to_string(bits) + " bits");
-  }
-}
-
 Matrix matrix_of(const Bytes& data, int rows, int inputs, Encoding encoding) {
-  const Matrix matrix = {data.data(), rows, inputs, encoding};
-  if (data.size() != matrix.size_bytes()) {
-    throw std::invalid_argument("a matrix of " + std::to_string(rows) + " x " + std::to_string(inputs) + " takes " +
-                                std::to_string(matrix.size_bytes()) + " bytes, not " + std::to_string(data.size()));
-  }
-  return matrix;
+  return matrix_of(ByteView(data.data(), data.size()), rows, inputs, encoding);
 }
 
 // Arrays that live as long as what points into them.
@@ -136,21 +122,6 @@ Logits run_step(const nb::object& self, const nb::list& list) {
   const int64_t strides[] = {static_cast<int64_t>(model.logit_stride()), 1};
   return Logits(const_cast<float*>(logits), 2, shape, self, strides);
 }
-
-const Kernels& kernels_of(const std::string& name) {
-  const Kernels* kernels = choose_kernels(name.c_str());
-  if (!kernels) throw std::invalid_argument("this machine cannot run the instruction set " + name);
-  return *kernels;
-}
-
-std::vector<std::string> supported_kernels() {
-  std::vector<std::string> names;
-  for (const Kernels* const* kernels = compiled_kernels(); *kernels; kernels++) {
-    if ((*kernels)->is_supported()) names.push_back((*kernels)->name);
-  }
-  return names;
-}
-
 
 int arg_max(const std::string& kernels, const Floats& x) {
   return kernels_of(kernels).arg_max(x.data(), static_cast<int>(x.size()));
