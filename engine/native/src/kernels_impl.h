@@ -141,10 +141,13 @@ inline float magnitude_of(const float* x, int n) {
   return largest(top) + sum(poison);
 }
 
+// What brings magnitudes up to `top` into int8. Below 127 / FLT_MAX it would be infinite: such values are rounded to 0.
+inline float int8_factor(float top) { return top > 3.74e-37f ? 127.0f / top : 0.0f; }
+
 void quantise(const float* x, int num_groups, int group_inputs, int8_t* values, float* scales, int32_t* offsets) {
   for (int group = 0; group < num_groups; group++, x += group_inputs, values += group_inputs) {
     const float top = magnitude_of(x, group_inputs);
-    const Vec factor = all(top > 0.0f ? 127.0f / top : 0.0f);
+    const Vec factor = all(int8_factor(top));
     int total = 0;
     for (int i = 0; i < group_inputs; i += kVecLanes) total += store_int8(values + i, mul(load(x + i), factor));
     scales[group] = top / 127.0f;
@@ -178,6 +181,14 @@ void gate_with(float* gate, const float* up, int n) {
     const Vec g = load_up_to(gate + i, n - i);
     const Vec silu = div(g, add(all(1.0f), exponential(sub(zeros(), g))));
     store_up_to(gate + i, mul(silu, load_up_to(up + i, n - i)), n - i);
+  }
+}
+
+void tile_tops(const float* x, int first, int last, int n, float* tops) {
+  for (int tile = first; tile < last; tile++) {
+    const int start = tile * kTileRows;
+    const float top = largest(keep_lanes(load(x + start), 0, smaller(kTileRows, n - start), kNegativeInfinity));
+    tops[tile] = top == top ? top : kNegativeInfinity;
   }
 }
 
@@ -249,8 +260,8 @@ void store_int8_kv(const KvLayout& layout, uint8_t* tile, int lane, const float*
   auto* keys = reinterpret_cast<int8_t*>(tile);
   auto* values = reinterpret_cast<int8_t*>(tile + layout.value_offset()) + lane * layout.value_stride();
   const float key_top = magnitude_of(key, layout.head_dim), value_top = magnitude_of(value, layout.head_dim);
-  const Vec key_factor = all(key_top > 0.0f ? 127.0f / key_top : 0.0f);
-  const Vec value_factor = all(value_top > 0.0f ? 127.0f / value_top : 0.0f);
+  const Vec key_factor = all(int8_factor(key_top));
+  const Vec value_factor = all(int8_factor(value_top));
   for (int i = 0; i < layout.head_dim; i += kVecLanes) {
     const int count = smaller(kVecLanes, layout.head_dim - i);
     store_int8(converted, mul(load_up_to(key + i, count), key_factor));
