@@ -18,6 +18,9 @@ namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace socle {
+
+void bind_kernels(nb::module_& m);  // kernel_bindings.cpp
+
 namespace {
 
 using Bytes = nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>;
@@ -123,10 +126,6 @@ Logits run_step(const nb::object& self, const nb::list& list) {
   return Logits(const_cast<float*>(logits), 2, shape, self, strides);
 }
 
-int arg_max(const std::string& kernels, const Floats& x) {
-  return kernels_of(kernels).arg_max(x.data(), static_cast<int>(x.size()));
-}
-
 }  // namespace
 }  // namespace socle
 
@@ -134,7 +133,8 @@ NB_MODULE(socle_native, m) {
   using namespace socle;
 
   m.def("instruction_sets", &supported_kernels, "Those that run on this machine, fastest first.");
-  m.def("arg_max", &arg_max, "instruction_set"_a, "x"_a);
+  nb::module_ kernels = m.def_submodule("kernels", "Each kernel by itself, for tests.");
+  bind_kernels(kernels);
 
   nb::class_<PyWeights>(m, "Weights")
       .def(nb::init<int>(), "num_layers"_a)
