@@ -44,7 +44,7 @@ def serve(contestant: Contestant, requests: Iterable[str], answers: Output) -> N
             answer = session.answer(json.loads(line))
         except Exception as error:  # noqa: BLE001 - the conductor decides what a failure means; the log has the rest
             traceback.print_exc()
-            answer = {"error": f"{type(error).__name__}: {error!s:.200}"}
+            answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split()):.200}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
