@@ -10,6 +10,10 @@ A 64-byte vector is 16 lanes of 4 bytes; lane r belongs to output row r. For int
 4v .. 4v+3 of the group. For int4, the low nibbles of lane r of vector v hold inputs 4v .. 4v+3, its high nibbles
 inputs 4(v+4) .. 4(v+4)+3. Values are unsigned with zero point 8 (int4) or 128 (int8): weight = (q - zero) * scale.
 
+The head is read whole for every token, so it lies in two planes of int4 blocks, [2, tiles, groups, 288]: an 8-bit
+weight of -119 .. 119 is 16 * high + low, with high of -7 .. 7 and low of -8 .. 7. The high plane alone, with scales 16
+times as large, is the matrix in 4 bits; a back end can rank tokens by it and read the low plane for the best alone.
+
 One AVX-512 register is one vector, AVX2 reads two halves, Neon four quarters: the same bytes run on all of them.
 Output rows are padded to whole tiles and inputs to whole groups with scale 0, so padding adds nothing.
 """
@@ -48,8 +52,20 @@ def pack(values: U8, scales: F16, bits: int) -> U8:
     return np.concatenate([scale_bytes, planes.reshape(tiles, groups, -1)], axis=2)  # [tiles, groups, block_bytes]
 
 
+def pack_planes(values: U8, scales: F16) -> U8:
+    """Blocks [2, tiles, groups, 288] of 8-bit values [rows, inputs] (unsigned, 9 .. 247), scales [rows, groups]."""
+    centred = values.astype(np.int16) - ZERO_POINT[8]
+    high = (centred + ZERO_POINT[4]) >> 4
+    planes = ((high, scales * np.float16(16)), (centred - 16 * high, scales))
+    return np.stack([pack((plane + ZERO_POINT[4]).astype(np.uint8), its_scales, 4) for plane, its_scales in planes])
+
+
 def unpack(blocks: U8, bits: int, rows: int, inputs: int) -> tuple[U8, F16]:
-    """The inverse of `pack`: values [rows, inputs] and scales [rows, groups]."""
+    """The inverse of `pack` and, for blocks of four dimensions, of `pack_planes`: values [rows, inputs], scales."""
+    if blocks.ndim == 4:
+        high, _ = unpack(blocks[0], 4, rows, inputs)
+        low, low_scales = unpack(blocks[1], 4, rows, inputs)
+        return _joined(high, low), low_scales
     tiles, groups, _ = blocks.shape
     scales = np.ascontiguousarray(blocks[:, :, :SCALE_BYTES]).view(np.float16)  # [tiles, groups, 16]
     planes = blocks[:, :, SCALE_BYTES:].reshape(tiles, groups, -1, TILE_ROWS, 4)
@@ -57,6 +73,12 @@ def unpack(blocks: U8, bits: int, rows: int, inputs: int) -> tuple[U8, F16]:
     values = lanes.transpose(0, 3, 1, 2, 4).reshape(tiles * TILE_ROWS, groups * GROUP_INPUTS)
     row_scales = scales.transpose(0, 2, 1).reshape(tiles * TILE_ROWS, groups)
     return np.ascontiguousarray(values[:rows, :inputs]), np.ascontiguousarray(row_scales[:rows])
+
+
+def _joined(high: U8, low: U8) -> U8:
+    """8-bit values with zero point 128 from 4-bit ones with zero point 8."""
+    joined = 16 * high.astype(np.int16) + low - (17 * ZERO_POINT[4] - ZERO_POINT[8])
+    return joined.astype(np.uint8)
 
 
 def dequantise(blocks: U8, bits: int, rows: int, inputs: int) -> NDArray[np.float32]:
@@ -70,6 +92,8 @@ def dequantise(blocks: U8, bits: int, rows: int, inputs: int) -> NDArray[np.floa
 
 def dequantise_rows(blocks: U8, bits: int, indices: NDArray[np.integer], inputs: int) -> NDArray[np.float32]:
     """Some rows of the matrix [len(indices), inputs]: the embedding look-up, without touching the others."""
+    if blocks.ndim == 4:
+        return dequantise_rows(blocks[0], 4, indices, inputs) + dequantise_rows(blocks[1], 4, indices, inputs)
     tiles, lanes = np.divmod(np.asarray(indices), TILE_ROWS)
     chosen = blocks[tiles]  # [n, groups, block_bytes]
     n, groups, _ = chosen.shape

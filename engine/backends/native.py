@@ -135,8 +135,8 @@ class NativeBackend:
 def core_weights(weights: BaseWeights) -> socle_native.Weights:
     """The mapped weights as the core takes them."""
     core = socle_native.Weights(weights.architecture.num_hidden_layers)
-    core.set_embedding(*_stored(weights.embedding))
-    core.set_head(*_stored(weights.head))
+    core.set_embedding(*_planes(weights.embedding))
+    core.set_head(*_planes(weights.head))
     core.set_final_norm(weights.vector(FINAL_NORM))
     for index in range(weights.architecture.num_hidden_layers):
         layer = layer_path(index)
@@ -153,6 +153,14 @@ def _head_norms(weights: BaseWeights, layer: str) -> list[NDArray[np.float32] | 
     if not weights.architecture.qk_norm:
         return [None, None]
     return [weights.vector(f"{layer}.self_attn.{name}.weight") for name in ("q_norm", "k_norm")]
+
+
+def _planes(matrix: Matrix) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, int, int, int]:
+    """A matrix in two planes of 4 bits, or as it is with None for the second."""
+    if matrix.stored.ndim == 4:
+        return matrix.stored[0], matrix.stored[1], matrix.rows, matrix.inputs, 4
+    stored, rows, inputs, bits = _stored(matrix)
+    return stored, None, rows, inputs, bits
 
 
 def _stored(matrix: Matrix) -> tuple[NDArray[np.uint8], int, int, int]:

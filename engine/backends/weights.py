@@ -20,14 +20,14 @@ from engine.parameters import EMBEDDING, HEAD, linear_modules, matrix_modules, v
 from engine.tensor_file import TensorFile, TensorFileError
 
 F32 = NDArray[np.float32]
-_BITS_BY_BLOCK = {block_bytes(4): 4, block_bytes(8): 8}
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
     """A weight matrix [rows, inputs] as it lies in the file, read-only.
 
-    stored: uint8 blocks [tiles, groups, 288 or 544] of `engine.layout` for 4 or 8 bits, float32 [rows, inputs] for 32.
+    stored: uint8 blocks of `engine.layout`, [tiles, groups, 288] for 4 bits, [tiles, groups, 544] or, in planes,
+    [2, tiles, groups, 288] for 8; float32 [rows, inputs] for 32.
     """
 
     stored: NDArray[Any]
@@ -88,10 +88,12 @@ class BaseWeights:
         if self.manifest.weights == "float32":
             _expect(self._file, name, ("F32",), (rows, inputs))
             return Matrix(self._file.view(name), rows, inputs, 32)
-        block = self._file[name].shape[-1] if name in self._file and self._file[name].shape else 0
-        bits = _BITS_BY_BLOCK.get(block, 4)
-        _expect(self._file, name, ("U8",), (-(-rows // TILE_ROWS), -(-inputs // GROUP_INPUTS), block_bytes(bits)))
-        return Matrix(self._file.view(name), rows, inputs, bits)
+        counts = (-(-rows // TILE_ROWS), -(-inputs // GROUP_INPUTS))
+        bits_by_shape = {(*counts, block_bytes(8)): 8, (2, *counts, block_bytes(4)): 8}
+        shape = self._file[name].shape if name in self._file else ()
+        expected = shape if shape in bits_by_shape else (*counts, block_bytes(4))
+        _expect(self._file, name, ("U8",), expected)
+        return Matrix(self._file.view(name), rows, inputs, bits_by_shape.get(expected, 4))
 
     def vector(self, name: str) -> F32:
         """A norm's weight or a bias by its full name, such as `model.layers.0.input_layernorm.weight`."""

@@ -7,6 +7,7 @@ agreement with the original, write the manifest.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ from engine.convert.agreement import measure_agreement
 from engine.convert.building import Progress, building, ignore_progress
 from engine.convert.errors import MissingTensorError, NotACheckpointError, ShapeMismatchError, UnexpectedTensorError
 from engine.convert.families import architecture_of
-from engine.convert.quantise import quantise_int4, quantise_int8
+from engine.convert.quantise import quantise_int4, quantise_int8, quantise_planes
 from engine.convert.source import SourceTensors, open_tensors, read_json
 from engine.convert.tokenizer_files import write_tokenizer
 from engine.layout import GROUP_INPUTS, TILE_ROWS, block_bytes
@@ -88,7 +89,7 @@ def _write_weights(
     path: Path, tensors: SourceTensors, architecture: Architecture, weights: Weights, on_progress: Progress
 ) -> None:
     specs = _stored_specs(architecture, weights)
-    bits = {spec.name: _bits(spec) for spec in specs}
+    quantisers = {spec.name: _quantiser(spec) for spec in specs}
     total, written = sum(spec.size_bytes for spec in specs), 0
     sizes = {spec.name: spec.size_bytes for spec in specs}
 
@@ -96,7 +97,7 @@ def _write_weights(
         nonlocal written
         on_progress("converting the weights", 0.05 + 0.75 * written / total)
         written += sizes[name]
-        return _stored(name, tensors.float32(name), bits[name])
+        return quantisers[name](name, tensors.float32(name))
 
     write_tensor_file(path, specs, produce)
 
@@ -106,23 +107,23 @@ def _stored_specs(architecture: Architecture, weights: Weights) -> list[TensorSp
     if weights == "float32":
         return [TensorSpec(name, "F32", shape) for name, shape in parameter_shapes(architecture).items()]
     matrices = [
-        TensorSpec(f"{module}.weight", "U8", _blocks_shape(*shape, bits=8 if module in (EMBEDDING, HEAD) else 4))
+        TensorSpec(f"{module}.weight", "U8", _blocks_shape(module, *shape, architecture))
         for module, shape in matrix_modules(architecture).items()
     ]
     return matrices + [TensorSpec(name, "F32", (length,)) for name, length in vectors(architecture).items()]
 
 
-def _blocks_shape(rows: int, inputs: int, *, bits: int) -> tuple[int, int, int]:
-    return -(-rows // TILE_ROWS), -(-inputs // GROUP_INPUTS), block_bytes(bits)
+def _blocks_shape(module: str, rows: int, inputs: int, architecture: Architecture) -> tuple[int, ...]:
+    """The head in two planes, an embedding that is only looked up in 8 bits, everything else in 4."""
+    counts = (-(-rows // TILE_ROWS), -(-inputs // GROUP_INPUTS))
+    if module == (EMBEDDING if architecture.tie_word_embeddings else HEAD):
+        return (2, *counts, block_bytes(4))
+    return (*counts, block_bytes(8 if module == EMBEDDING else 4))
 
 
-def _bits(spec: TensorSpec) -> int:
+def _quantiser(spec: TensorSpec) -> Callable[[str, NDArray[np.float32]], NDArray[Any]]:
     if spec.dtype == "F32":
-        return 32
-    return 8 if spec.shape[-1] == block_bytes(8) else 4
-
-
-def _stored(name: str, values: NDArray[np.float32], bits: int) -> NDArray[Any]:
-    if bits == 32:
-        return values
-    return quantise_int8(name, values) if bits == 8 else quantise_int4(name, values)
+        return lambda _name, values: values
+    if len(spec.shape) == 4:
+        return quantise_planes
+    return quantise_int8 if spec.shape[-1] == block_bytes(8) else quantise_int4

@@ -21,7 +21,7 @@ from engine.artifact import (
     read_base,
     write_manifest,
 )
-from engine.layout import GROUP_INPUTS, pack
+from engine.layout import GROUP_INPUTS, pack, pack_planes
 from engine.parameters import EMBEDDING, HEAD, linear_modules, matrix_modules, vectors
 from engine.tensor_file import TensorSpec, write_tensor_file
 
@@ -65,8 +65,9 @@ def make_base(
     generator = np.random.default_rng(seed)
     tensors = {}
     for module, (rows, inputs) in matrix_modules(architecture).items():
+        head = EMBEDDING if architecture.tie_word_embeddings else HEAD
         bits = 32 if weights == "float32" else 8 if module in (EMBEDDING, HEAD) else 4
-        tensors[f"{module}.weight"] = _matrix(generator, rows, inputs, bits)
+        tensors[f"{module}.weight"] = _matrix(generator, rows, inputs, bits, in_planes=module == head)
     for name, length in vectors(architecture).items():
         centre = 0.0 if name.endswith("bias") else 1.0
         tensors[name] = (centre + 0.3 * generator.standard_normal(length)).astype(np.float32)
@@ -102,11 +103,13 @@ def write_tensors(path: Path, tensors: dict[str, Any]) -> None:
     write_tensor_file(path, specs, tensors.__getitem__)
 
 
-def _matrix(generator: np.random.Generator, rows: int, inputs: int, bits: int) -> Any:
+def _matrix(generator: np.random.Generator, rows: int, inputs: int, bits: int, *, in_planes: bool) -> Any:
     if bits == 32:
         return (generator.standard_normal((rows, inputs)) / inputs**0.5).astype(np.float32)
     values = generator.integers(0, 2**bits, (rows, inputs), dtype=np.uint8)
     spread = {4: 5.0, 8: 74.0}[bits]  # standard deviation of the values, so that weights have variance 1 / inputs
     shape = (rows, -(-inputs // GROUP_INPUTS))
     scales = generator.uniform(0.5, 1.5, shape) / (spread * inputs**0.5)
+    if bits == 8 and in_planes:
+        return pack_planes(np.clip(values, 9, 247), scales.astype(np.float16))
     return pack(values, scales.astype(np.float16), bits)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.layout import ZERO_POINT, block_bytes, dequantise, dequantise_rows, pack, unpack
+from engine.layout import ZERO_POINT, block_bytes, dequantise, dequantise_rows, pack, pack_planes, unpack
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 100))
 
@@ -61,3 +61,26 @@ def test_bytes_lie_as_drawn() -> None:
     (block,) = pack(values, np.arange(16, dtype=np.float16)[:, None], 4)[0]
     assert block[:32].view(np.float16).tolist() == list(range(16))
     assert block[32 + 1 * 64 + 5 * 4 + 2] == 3 | 12 << 4
+
+
+@given(SHAPES, st.integers(0, 9))
+def test_planes_hold_8_bits_and_the_high_one_is_the_matrix_in_4(shape, seed) -> None:
+    values, scales = random_matrix(shape, 8, seed)
+    values = np.clip(values, 9, 247)
+    planes = pack_planes(values, scales)
+    assert planes.shape == (2, -(-shape[0] // 16), scales.shape[1], block_bytes(4))
+    unpacked, unpacked_scales = unpack(planes, 8, *shape)
+    assert (unpacked == values).all()
+    assert (unpacked_scales == scales).all()
+    coarse = dequantise(planes[0], 4, *shape)
+    steps = np.repeat(np.abs(scales.astype(np.float32)), 32, axis=1)[:, : shape[1]]
+    assert (np.abs(coarse - dequantise(planes, 8, *shape)) <= 8 * steps).all()
+
+
+def test_rows_of_planes_are_those_of_the_whole() -> None:
+    values, scales = random_matrix((37, 70), 8)
+    planes = pack_planes(np.clip(values, 9, 247), scales)
+    indices = np.array([0, 36, 17, 17])
+    np.testing.assert_allclose(
+        dequantise_rows(planes, 8, indices, 70), dequantise(planes, 8, 37, 70)[indices], rtol=1e-5
+    )

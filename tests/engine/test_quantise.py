@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.convert.errors import NotFiniteError
-from engine.convert.quantise import quantise_int4, quantise_int8
+from engine.convert.quantise import quantise_int4, quantise_int8, quantise_planes
 from engine.layout import dequantise, pack, unpack
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 100))
@@ -28,11 +28,12 @@ def round_to_nearest(weight) -> np.ndarray:
     return (np.clip(np.rint(groups / scale), -8, 7) * scale).reshape(weight.shape)
 
 
+@pytest.mark.parametrize(("quantise", "highest"), [(quantise_int8, 127), (quantise_planes, 119)])
 @given(SHAPES, st.integers(0, 20))
-def test_int8_is_within_half_a_step(shape, seed) -> None:
+def test_8_bits_are_within_half_a_step(quantise, highest, shape, seed) -> None:
     weight = normal(shape, seed)
-    error = np.abs(round_trip(quantise_int8, 8, weight) - weight)
-    assert error.max() <= np.abs(weight).max() / 127 * 0.51
+    error = np.abs(round_trip(quantise, 8, weight) - weight)
+    assert error.max() <= np.abs(weight).max() / highest * 0.51
 
 
 @given(SHAPES, st.integers(0, 20))
@@ -63,7 +64,7 @@ def test_values_on_the_grid_are_kept() -> None:
     assert (round_trip(quantise_int4, 4, weight) == weight).all()
 
 
-@pytest.mark.parametrize(("quantise", "bits"), [(quantise_int4, 4), (quantise_int8, 8)])
+@pytest.mark.parametrize(("quantise", "bits"), [(quantise_int4, 4), (quantise_int8, 8), (quantise_planes, 8)])
 def test_zero_stays_zero_and_tiny_values_vanish(quantise, bits) -> None:
     weight = np.zeros((20, 64), np.float32)
     weight[3] = 1e-30
@@ -74,14 +75,14 @@ def test_zero_stays_zero_and_tiny_values_vanish(quantise, bits) -> None:
     assert not restored.any()
 
 
-@pytest.mark.parametrize(("quantise", "bits"), [(quantise_int4, 4), (quantise_int8, 8)])
+@pytest.mark.parametrize(("quantise", "bits"), [(quantise_int4, 4), (quantise_int8, 8), (quantise_planes, 8)])
 def test_padding_has_scale_zero(quantise, bits) -> None:
     _, scales = unpack(quantise("w", normal((3, 40))), bits, 16, 64)
     assert scales[:3].all()
     assert not scales[3:].any()
 
 
-@pytest.mark.parametrize("quantise", [quantise_int4, quantise_int8])
+@pytest.mark.parametrize("quantise", [quantise_int4, quantise_int8, quantise_planes])
 def test_what_does_not_fit_float16_scales_is_refused(quantise) -> None:
     weight = normal((4, 32))
     weight[1, 2] = 3e37

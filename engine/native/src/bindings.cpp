@@ -49,11 +49,18 @@ struct PyWeights {
   void set_linear(int layer, int linear, const Bytes& data, int rows, int inputs, int bits) {
     weights.layers.at(layer).linears[linear] = matrix_of(kept.keep(data), rows, inputs, encoding_of(bits));
   }
-  void set_embedding(const Bytes& data, int rows, int inputs, int bits) {
-    weights.embedding = matrix_of(kept.keep(data), rows, inputs, encoding_of(bits));
+  // `low` is the second plane of a matrix in two planes of 4 bits.
+  Planes planes_of(const Bytes& high, std::optional<Bytes> low, int rows, int inputs, int bits) {
+    const Encoding encoding = encoding_of(bits);
+    Planes planes = {matrix_of(kept.keep(high), rows, inputs, encoding), {}};
+    if (low) planes.low = matrix_of(kept.keep(*low), rows, inputs, encoding);
+    return planes;
   }
-  void set_head(const Bytes& data, int rows, int inputs, int bits) {
-    weights.head = matrix_of(kept.keep(data), rows, inputs, encoding_of(bits));
+  void set_embedding(const Bytes& high, std::optional<Bytes> low, int rows, int inputs, int bits) {
+    weights.embedding = planes_of(high, low, rows, inputs, bits);
+  }
+  void set_head(const Bytes& high, std::optional<Bytes> low, int rows, int inputs, int bits) {
+    weights.head = planes_of(high, low, rows, inputs, bits);
   }
   void set_final_norm(const Floats& norm) { weights.final_norm = kept.keep(norm).data(); }
   void set_norms(int layer, const Floats& input, const Floats& mlp, std::optional<Floats> query, std::optional<Floats> key) {
@@ -139,8 +146,8 @@ NB_MODULE(socle_native, m) {
   nb::class_<PyWeights>(m, "Weights")
       .def(nb::init<int>(), "num_layers"_a)
       .def("set_linear", &PyWeights::set_linear)
-      .def("set_embedding", &PyWeights::set_embedding)
-      .def("set_head", &PyWeights::set_head)
+      .def("set_embedding", &PyWeights::set_embedding, "high"_a, "low"_a.none(), "rows"_a, "inputs"_a, "bits"_a)
+      .def("set_head", &PyWeights::set_head, "high"_a, "low"_a.none(), "rows"_a, "inputs"_a, "bits"_a)
       .def("set_final_norm", &PyWeights::set_final_norm)
       .def("set_norms", &PyWeights::set_norms, "layer"_a, "input"_a, "mlp"_a, "query"_a.none(), "key"_a.none())
       .def("set_biases", &PyWeights::set_biases);

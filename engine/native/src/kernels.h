@@ -75,6 +75,9 @@ struct Kernels {
   void (*store_kv)(const KvLayout&, uint8_t* tile, int lane, const float* key, const float* value);
   void (*attend)(const Attention&);
 
+  // tops[t] = the largest of x[16 t .. 16 t + 15] for tiles [first, last), as far as they lie below n; NaN counts as -inf.
+  void (*tile_tops)(const float* x, int first, int last, int n, float* tops);
+
   // Index of the largest of n values, the first if there are several; -1 if one is not a number.
   int (*arg_max)(const float* x, int n);
 };

@@ -105,6 +105,6 @@ const Kernels kAvx512VnniKernels = {
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
              __builtin_cpu_supports("avx512vnni");
     },
-    product, rms_norm, quantise, rotate, add_to, scale_by, gate_with, store_kv, attend, arg_max};
+    product, rms_norm, quantise, rotate, add_to, scale_by, gate_with, store_kv, attend, tile_tops, arg_max};
 
 }  // namespace socle

@@ -54,6 +54,6 @@ struct TileProduct {
 namespace socle {
 
 const Kernels kPortableKernels = {"portable", [] { return true; }, product,   rms_norm, quantise, rotate,
-                                  add_to,     scale_by,            gate_with, store_kv, attend,   arg_max};
+                                  add_to,     scale_by,            gate_with, store_kv, attend, tile_tops,   arg_max};
 
 }  // namespace socle

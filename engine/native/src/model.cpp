@@ -1,7 +1,9 @@
 #include "model.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <stdexcept>
 
 namespace socle {
@@ -84,7 +86,7 @@ Model::Model(Architecture architecture, Weights weights, Settings settings)
       kernels_(*settings_.kernels),
       kv_shape_{{settings_.kv_encoding, architecture_.head_dim}, architecture_.num_layers, architecture_.num_kv_heads},
       team_(settings_.num_threads, settings_.cpus, settings_.duty_cycle),
-      is_float_(weights_.head.encoding == Encoding::kFloat32),
+      is_float_(weights_.head.high.encoding == Encoding::kFloat32),
       hidden_stride_(round_up(architecture_.hidden_size, kGroupInputs)),
       query_columns_(round_up(architecture_.num_heads * architecture_.head_dim, kGroupInputs)),
       key_columns_(round_up(architecture_.num_kv_heads * architecture_.head_dim, kGroupInputs)),
@@ -99,6 +101,8 @@ Model::Model(Architecture architecture, Weights weights, Settings settings)
   sin_ = Buffer<float>(n * (architecture_.head_dim / 2));
   low_rank_ = Buffer<float>(n * round_up(settings_.max_rank, 16) * 3);
   logits_ = Buffer<float>(n * logit_stride());
+  tile_tops_ = Buffer<float>(2 * n * weights_.head.high.num_tiles());
+  refined_ = Buffer<int>(n * kRefinedTiles);
   hidden_in_ = Encoded(rows, architecture_.hidden_size, is_float_);
   mixed_in_ = Encoded(rows, architecture_.num_heads * architecture_.head_dim, is_float_);
   gated_in_ = Encoded(rows, architecture_.intermediate_size, is_float_);
@@ -220,11 +224,7 @@ void Model::run(int thread) {
   }
   if (num_logit_rows == 0) return;
   then_rows(num_logit_rows, [this](int index) { finish_logit_row(index); });
-  const Rows rows = head_in_.rows();
-  team_.share(weights_.head.num_tiles(), kTileGrain, [&](int first, int last) {
-    kernels_.product(weights_.head, rows, 0, num_logit_rows, first, last,
-                     logits_.data() + static_cast<size_t>(first) * kTileRows, logit_stride(), Store::kSet);
-  });
+  run_head(num_logit_rows);
 }
 
 void Model::run_layer(int thread, int layer, int num_rows) {
@@ -279,6 +279,58 @@ void Model::finish_logit_row(int index) {
   kernels_.rms_norm(x_.data() + from, weights_.final_norm, architecture_.hidden_size, architecture_.norm_eps,
                     normed_.data() + to);
   head_in_.encode(kernels_, index, normed_.data() + to);
+}
+
+void Model::run_head(int num_rows) {
+  const Rows rows = head_in_.rows();
+  const Matrix &high = weights_.head.high, &low = weights_.head.low;
+  const int num_tiles = high.num_tiles();
+  team_.share(num_tiles, kTileGrain, [&](int first, int last) {
+    kernels_.product(high, rows, 0, num_rows, first, last, logits_.data() + static_cast<size_t>(first) * kTileRows,
+                     logit_stride(), Store::kSet);
+    if (!low.data) return;
+    for (int row = 0; row < num_rows; row++) {
+      kernels_.tile_tops(logits_.data() + row * logit_stride(), first, last, architecture_.vocab_size,
+                         tile_tops_.data() + static_cast<size_t>(2 * row) * num_tiles);
+    }
+  });
+  if (!low.data) return;
+  team_.barrier();
+  team_.share(num_rows, 1, [&](int first, int last) {
+    for (int row = first; row < last; row++) choose_tiles(row);
+  });
+  team_.barrier();
+  const int num_refined = num_tiles < kRefinedTiles ? num_tiles : kRefinedTiles;
+  team_.share(num_rows * num_refined, 8, [&](int first, int last) {
+    for (int item = first; item < last; item++) {
+      const int row = item / num_refined, tile = refined_[row * kRefinedTiles + item % num_refined];
+      kernels_.product(low, rows, row, 1, tile, tile + 1,
+                       logits_.data() + row * logit_stride() + static_cast<size_t>(tile) * kTileRows, logit_stride(),
+                       Store::kAdd);
+    }
+  });
+}
+
+// The tiles with the largest logits, the first of those that are equal.
+void Model::choose_tiles(int index) {
+  const int num_tiles = weights_.head.high.num_tiles();
+  int* chosen = refined_.data() + static_cast<size_t>(index) * kRefinedTiles;
+  const float* tops = tile_tops_.data() + static_cast<size_t>(2 * index) * num_tiles;
+  if (num_tiles <= kRefinedTiles) {
+    for (int tile = 0; tile < num_tiles; tile++) chosen[tile] = tile;
+    return;
+  }
+  float* sorted = tile_tops_.data() + static_cast<size_t>(2 * index + 1) * num_tiles;
+  std::memcpy(sorted, tops, sizeof(float) * num_tiles);
+  std::nth_element(sorted, sorted + kRefinedTiles - 1, sorted + num_tiles, std::greater<float>());
+  const float least = sorted[kRefinedTiles - 1];
+  int count = 0;
+  for (int tile = 0; tile < num_tiles; tile++) {
+    if (tops[tile] > least) chosen[count++] = tile;
+  }
+  for (int tile = 0; count < kRefinedTiles; tile++) {
+    if (tops[tile] == least) chosen[count++] = tile;
+  }
 }
 
 // Biases, norms, rotation; the row's keys and values go into the cache.
@@ -510,13 +562,8 @@ float half_to_float(uint16_t half) {
   return half & 0x8000 ? -magnitude : magnitude;
 }
 
-}  // namespace
-
-void embed(const Matrix& matrix, int index, float* out) {
-  if (matrix.encoding == Encoding::kFloat32) {
-    std::memcpy(out, matrix.data + sizeof(float) * static_cast<size_t>(index) * matrix.inputs, sizeof(float) * matrix.inputs);
-    return;
-  }
+template <class Write>
+void embed_plane(const Matrix& matrix, int index, Write&& write) {
   const int lane = index % kTileRows, zero = matrix.encoding == Encoding::kInt4 ? 8 : 128;
   const uint8_t* block = matrix.data + matrix.tile_bytes() * (index / kTileRows);
   for (int first = 0; first < matrix.inputs; first += kGroupInputs, block += matrix.block_bytes()) {
@@ -527,9 +574,21 @@ void embed(const Matrix& matrix, int index, float* out) {
       const int vector = i / kLaneInputs, byte = kScaleBytes + lane * kLaneInputs + i % kLaneInputs;
       int value = block[byte + kVectorBytes * (zero == 8 ? vector % 4 : vector)];
       if (zero == 8) value = vector < 4 ? value & 15 : value >> 4;
-      out[first + i] = static_cast<float>(value - zero) * scale;
+      write(first + i, static_cast<float>(value - zero) * scale);
     }
   }
+}
+
+}  // namespace
+
+void embed(const Planes& matrix, int index, float* out) {
+  if (matrix.high.encoding == Encoding::kFloat32) {
+    const size_t row_bytes = sizeof(float) * static_cast<size_t>(matrix.high.inputs);
+    std::memcpy(out, matrix.high.data + row_bytes * index, row_bytes);
+    return;
+  }
+  embed_plane(matrix.high, index, [out](int i, float x) { out[i] = x; });
+  if (matrix.low.data) embed_plane(matrix.low, index, [out](int i, float x) { out[i] += x; });
 }
 
 }  // namespace socle

@@ -41,9 +41,15 @@ struct Layer {
   const float* key_norm = nullptr;
 };
 
+// A matrix in 8 bits, in two planes of 4: `high` alone is the matrix in 4 bits, and `low` what rounding took away.
+// `low` has no data where there is one matrix of any encoding.
+struct Planes {
+  Matrix high, low;
+};
+
 struct Weights {
-  Matrix embedding;
-  Matrix head;
+  Planes embedding;
+  Planes head;
   const float* final_norm = nullptr;
   std::vector<Layer> layers;
 };
@@ -82,6 +88,10 @@ struct Settings {
 };
 
 constexpr int kMaxTreeRows = 64;
+
+// Of a head in planes, as many tiles of 16 tokens are worked out in 8 bits for each row: those with the largest logits in
+// 4 bits. The others keep these. Reading half the head is worth a fifth of a decode step of a small model.
+constexpr int kRefinedTiles = 128;
 
 class Model {
  public:
@@ -149,6 +159,8 @@ class Model {
   void encode_normed(int row, const float* norm);
   void finish_heads(int row, int layer);
   void finish_logit_row(int index);
+  void run_head(int num_logit_rows);
+  void choose_tiles(int index);
 
   void attend(int thread, int layer, const AttentionItem& item);
   void gather_branch(int thread, int layer, int kv_head, const Row& row);
@@ -188,11 +200,13 @@ class Model {
   Buffer<float> cos_, sin_;  // [rows, head_dim / 2]
   Buffer<float> low_rank_;   // [3, rows, max_rank]
   Buffer<float> logits_;     // [rows, logit_stride]
+  Buffer<float> tile_tops_;  // [rows, tiles of the head], the largest logit of each, and a copy to sort
+  Buffer<int> refined_;      // [rows, kRefinedTiles]
   Encoded hidden_in_, mixed_in_, gated_in_, head_in_;
   std::vector<std::unique_ptr<ThreadScratch>> scratch_;
 };
 
 // One row of an embedding matrix, quantisation undone.
-void embed(const Matrix& matrix, int index, float* out);
+void embed(const Planes& matrix, int index, float* out);
 
 }  // namespace socle
