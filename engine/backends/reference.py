@@ -10,6 +10,7 @@ import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, localcontext
 from pathlib import Path
 
 import numpy as np
@@ -213,12 +214,21 @@ def rotate(x: F32, positions: NDArray[np.integer], frequencies: NDArray[np.float
 
 def rope_frequencies(architecture: Architecture) -> NDArray[np.float64]:
     """Angle per position of each pair of dimensions [head_dim / 2], scaled as the architecture says."""
-    exponents = np.arange(0, architecture.head_dim, 2) / architecture.head_dim  # [head_dim / 2]
-    plain = architecture.rope_theta**-exponents  # [head_dim / 2]
+    plain = _plain_frequencies(architecture.rope_theta, architecture.head_dim)  # [head_dim / 2]
     scaling = architecture.rope_scaling
     if scaling is None:
         return plain
     return plain / scaling.factor if scaling.rope_type == "linear" else _llama3_frequencies(plain, scaling)
+
+
+def _plain_frequencies(theta: float, head_dim: int) -> NDArray[np.float64]:
+    """theta^(-2i / head_dim), [head_dim / 2], in decimals and rounded once: the same bits on every device.
+
+    numpy's powers are not: those of AVX-512 and of a plain libm differ in their last bit.
+    """
+    with localcontext(prec=40):
+        base = Decimal(theta)
+        return np.array([float(base ** (-Decimal(i) / head_dim)) for i in range(0, head_dim, 2)])
 
 
 def _llama3_frequencies(plain: NDArray[np.float64], scaling: RopeScaling) -> NDArray[np.float64]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 
 from engine.artifact import read_adapter
 from engine.backends import Segment
-from engine.backends.reference import ReferenceBackend
+from engine.backends.reference import ReferenceBackend, rope_frequencies
 from tests.engine.golden_cases import GOLDEN_CASES, GoldenCase
+from tests.engine.random_bundles import QWEN3
 
 # Other orders of summation in float32; the contract with people is 1e-3.
 TOLERANCE = 1e-4
@@ -110,3 +112,12 @@ def test_state_refuses_what_it_cannot_do(bundles) -> None:
         state.rewind(4)
     state.close()
     assert (state.num_tokens, state.size_bytes) == (0, 0)
+
+
+def test_frequencies_are_rounded_once() -> None:
+    """Numpy's power on AVX-512 is one bit off at these: other processors would rotate by other angles."""
+    frequencies = rope_frequencies(replace(QWEN3, head_dim=128, rope_theta=1e4))
+    assert frequencies[[0, 2, 58]].tolist() == [
+        1.0,
+        *map(float.fromhex, ("0x1.7ff2224115d9ap-1", "0x1.f150280a2ace0p-13")),
+    ]
