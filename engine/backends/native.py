@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import socle_native
@@ -68,14 +69,16 @@ class NativeBackend:
     max_step_rows = MAX_STEP_ROWS
     adapter_switch_s = 0.0  # an adapter is a pointer in a segment, there is nothing to switch
 
-    def __init__(self, bundle: Path, config: EngineConfig) -> None:
+    def __init__(self, bundle: Path, config: EngineConfig, core: Any = socle_native) -> None:
+        """Open a base. `core` has the compiled module's interface: tests pass one that runs on another processor."""
         weights = BaseWeights.open(bundle)
+        self._core = core
         self._manifest = weights.manifest
         self._architecture = weights.architecture
         self._is_float = weights.manifest.weights == "float32"
         self._adapters: dict[str, socle_native.Adapter] = {}
-        self._model = socle_native.Model(
-            weights=core_weights(weights),
+        self._model = core.Model(
+            weights=core_weights(weights, core.Weights(weights.architecture.num_hidden_layers)),
             architecture=_core_architecture(weights.architecture),
             rope_frequencies=rope_frequencies(weights.architecture).tolist(),
             instruction_set=config.instruction_set,
@@ -98,7 +101,9 @@ class NativeBackend:
         modules = AdapterWeights.open(bundle, self._manifest).modules
         if (rank := max(module.a.shape[0] for module in modules.values())) > MAX_RANK:
             raise UnsupportedInputError(f"the adapter has rank {rank}, the engine runs up to {MAX_RANK}")
-        self._adapters[digest], size_bytes = pack_adapter(modules, self._architecture, is_float=self._is_float)
+        adapter = self._core.Adapter(self._architecture.num_hidden_layers)
+        size_bytes = pack_adapter(modules, self._architecture, adapter, is_float=self._is_float)
+        self._adapters[digest] = adapter
         return size_bytes
 
     def unload_adapter(self, digest: str) -> None:
@@ -132,9 +137,8 @@ class NativeBackend:
         return segment.state.core, token_ids, parents, adapter, np.array(segment.logit_rows, np.int32)
 
 
-def core_weights(weights: BaseWeights) -> socle_native.Weights:
-    """The mapped weights as the core takes them."""
-    core = socle_native.Weights(weights.architecture.num_hidden_layers)
+def core_weights(weights: BaseWeights, core: socle_native.Weights) -> socle_native.Weights:
+    """The mapped weights as the core takes them, handed to its empty `core`, which is returned."""
     core.set_embedding(*_planes(weights.embedding))
     core.set_head(*_planes(weights.head))
     core.set_final_norm(weights.vector(FINAL_NORM))

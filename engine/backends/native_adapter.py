@@ -5,6 +5,7 @@ A block of B holds one tile of 16 output rows: 16 fp16 scales, then 64 bytes for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -23,10 +24,9 @@ _ZERO = ZERO_POINT[8]
 
 
 def pack_adapter(
-    modules: Mapping[str, LoraMatrices], architecture: Architecture, *, is_float: bool
-) -> tuple[socle_native.Adapter, int]:
-    """The core's adapter and its bytes; `is_float` keeps float32, for a base of float32."""
-    adapter = socle_native.Adapter(architecture.num_hidden_layers)
+    modules: Mapping[str, LoraMatrices], architecture: Architecture, adapter: socle_native.Adapter, *, is_float: bool
+) -> int:
+    """Fill the core's empty `adapter`; returns its bytes. `is_float` keeps float32, for a base of float32."""
     size_bytes = 0
     for layer in range(architecture.num_hidden_layers):
         for number, name in enumerate(LAYER_LINEARS):
@@ -38,12 +38,16 @@ def pack_adapter(
             (rank, inputs), rows = a.shape, len(b)
             adapter.set(layer, number, packed_a, packed_b, rank, rows, inputs, 32 if is_float else 8)
             size_bytes += packed_a.nbytes + packed_b.nbytes
-    return adapter, size_bytes
+    return size_bytes
 
 
 def _pack_pair(a: F32, b: F32) -> tuple[U8, U8]:
-    """A and B in blocks, first brought to the same size so that neither's scales underflow in fp16."""
-    shift = np.float32(2.0 ** round(np.log2(max(_peak(b), 1e-30) / max(_peak(a), 1e-30)) / 2))
+    """A and B in blocks, first brought to the same size so that neither's scales underflow in fp16.
+
+    By a power of two, found without a logarithm: that may differ in its last bit from one processor to another.
+    """
+    _, exponent = math.frexp(max(_peak(b), 1e-30) / max(_peak(a), 1e-30))
+    shift = np.float32(math.ldexp(1.0, exponent // 2))
     return _pack_a(a * shift), pack_low_rank(b / shift)
 
 
