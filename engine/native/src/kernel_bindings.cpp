@@ -40,11 +40,6 @@ Out<T> owned(std::vector<T>&& values) {
   return Out<T>(kept->data(), {kept->size()}, owner);
 }
 
-KvEncoding kv_encoding_named(const std::string& name) {
-  expect_that(name == "fp16" || name == "int8", "keys and values are kept as fp16 or int8");
-  return name == "fp16" ? KvEncoding::kHalf : KvEncoding::kInt8;
-}
-
 std::tuple<Out<int8_t>, Out<float>, Out<int32_t>> call_quantise(const std::string& set, const In<float>& x,
                                                                 int group_inputs) {
   QuantisedRows rows = quantise(kernels_of(set), view(x), group_inputs);
@@ -66,15 +61,8 @@ Out<uint8_t> call_store_kv(const std::string& set, const std::string& kv_type, c
                            const In<float>& values) {
   expect_that(keys.ndim() == 2 && values.ndim() == 2, "keys and values are [num_positions, head_dim]");
   expect_size(values.size(), keys.size(), "values");
-  const int num_positions = static_cast<int>(keys.shape(0)), head_dim = static_cast<int>(keys.shape(1));
-  const KvLayout layout = {kv_encoding_named(kv_type), head_dim};
-  std::vector<uint8_t> tiles(layout.tile_bytes() * (round_up(num_positions, kTilePositions) / kTilePositions));
-  for (int i = 0; i < num_positions; i++) {
-    const size_t at = static_cast<size_t>(i) * head_dim;
-    kernels_of(set).store_kv(layout, tiles.data() + layout.tile_bytes() * (i / kTilePositions), i % kTilePositions,
-                             keys.data() + at, values.data() + at);
-  }
-  return owned(std::move(tiles));
+  return owned(store_kv(kernels_of(set), {kv_encoding_named(kv_type), static_cast<int>(keys.shape(1)), view(keys),
+                                          view(values)}));
 }
 
 Out<float> call_attend(const std::string& set, const std::string& kv_type, int head_dim, const In<float>& keys,

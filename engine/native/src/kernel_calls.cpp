@@ -2,8 +2,6 @@
 
 #include <stdexcept>
 
-#include "buffer.h"
-
 namespace socle {
 namespace {
 
@@ -115,6 +113,14 @@ int arg_max(const Kernels& kernels, FloatView x) { return kernels.arg_max(x.data
 
 namespace {
 
+int num_positions(const CachedHead& head) {
+  expect_that(head.head_dim > 0, "a head has dimensions");
+  const size_t count = head.keys.size / head.head_dim;
+  expect_size(head.keys.size, count * head.head_dim, "keys");
+  expect_size(head.values.size, head.keys.size, "values");
+  return static_cast<int>(count);
+}
+
 void check_queries(int num_positions, IntView begins, IntView ends) {
   expect_that(begins.size <= kMaxQueries, "too many queries at once");
   expect_size(ends.size, begins.size, "ends");
@@ -124,11 +130,18 @@ void check_queries(int num_positions, IntView begins, IntView ends) {
   }
 }
 
-// The tiles that hold the head, one after the other.
-Buffer<uint8_t> stored(const Kernels& kernels, const KvLayout& layout, const CachedHead& head, int num_positions) {
-  const size_t num_tiles = round_up(num_positions, kTilePositions) / kTilePositions;
-  Buffer<uint8_t> tiles(layout.tile_bytes() * num_tiles);
-  for (int i = 0; i < num_positions; i++) {
+}  // namespace
+
+KvEncoding kv_encoding_named(const std::string& name) {
+  expect_that(name == "fp16" || name == "int8", "keys and values are kept as fp16 or int8");
+  return name == "fp16" ? KvEncoding::kHalf : KvEncoding::kInt8;
+}
+
+std::vector<uint8_t> store_kv(const Kernels& kernels, const CachedHead& head) {
+  const KvLayout layout = {head.encoding, head.head_dim};
+  const int count = num_positions(head);
+  std::vector<uint8_t> tiles(layout.tile_bytes() * (round_up(count, kTilePositions) / kTilePositions));
+  for (int i = 0; i < count; i++) {
     uint8_t* tile = tiles.data() + layout.tile_bytes() * (i / kTilePositions);
     const size_t at = static_cast<size_t>(i) * layout.head_dim;
     kernels.store_kv(layout, tile, i % kTilePositions, head.keys.data + at, head.values.data + at);
@@ -136,20 +149,15 @@ Buffer<uint8_t> stored(const Kernels& kernels, const KvLayout& layout, const Cac
   return tiles;
 }
 
-}  // namespace
-
 std::vector<float> attend(const Kernels& kernels, const CachedHead& head, FloatView queries, IntView begins,
                           IntView ends) {
-  expect_that(head.head_dim > 0, "a head has dimensions");
   const KvLayout layout = {head.encoding, head.head_dim};
-  const int num_positions = static_cast<int>(head.keys.size / head.head_dim), num_queries = static_cast<int>(begins.size);
-  expect_size(head.keys.size, static_cast<size_t>(num_positions) * head.head_dim, "keys");
-  expect_size(head.values.size, head.keys.size, "values");
+  const int count = num_positions(head), num_queries = static_cast<int>(begins.size);
   expect_size(queries.size, begins.size * head.head_dim, "queries");
-  check_queries(num_positions, begins, ends);
+  check_queries(count, begins, ends);
   if (num_queries == 0) return {};
 
-  const Buffer<uint8_t> cache = stored(kernels, layout, head, num_positions);
+  const std::vector<uint8_t> cache = store_kv(kernels, head);
   std::vector<const uint8_t*> tiles;
   for (size_t at = 0; at < cache.size(); at += layout.tile_bytes()) tiles.push_back(cache.data() + at);
   std::vector<float> out(queries.size);
@@ -159,7 +167,7 @@ std::vector<float> attend(const Kernels& kernels, const CachedHead& head, FloatV
     query_rows[i] = queries.data + static_cast<size_t>(i) * head.head_dim;
     output_rows[i] = out.data() + static_cast<size_t>(i) * head.head_dim;
   }
-  const size_t score_stride = round_up(num_positions, kTilePositions);
+  const size_t score_stride = round_up(count, kTilePositions);
   std::vector<float> scores(score_stride * kMaxQueries);
   kernels.attend({layout, tiles.data(), query_rows, output_rows, begins.data, ends.data, num_queries, scores.data(),
                   score_stride});

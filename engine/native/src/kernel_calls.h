@@ -39,13 +39,18 @@ std::vector<float> scale(const Kernels&, FloatView x, float factor);
 std::vector<float> gate(const Kernels&, FloatView gate, FloatView up);
 int arg_max(const Kernels&, FloatView x);
 
-// Keys and values [num_positions, head_dim] of one head go through `store_kv`; queries [num_queries, head_dim] see the
-// positions begins[i] .. ends[i] - 1. Returns [num_queries, head_dim].
+// "fp16" or "int8".
+KvEncoding kv_encoding_named(const std::string& name);
+
+// Keys and values [num_positions, head_dim] of one head.
 struct CachedHead {
   KvEncoding encoding = KvEncoding::kHalf;
   int head_dim = 0;
   FloatView keys, values;
 };
+// The tiles that hold the head, one after the other.
+std::vector<uint8_t> store_kv(const Kernels&, const CachedHead&);
+// Queries [num_queries, head_dim] see the positions begins[i] .. ends[i] - 1. Returns [num_queries, head_dim].
 std::vector<float> attend(const Kernels&, const CachedHead&, FloatView queries, IntView begins, IntView ends);
 
 }  // namespace socle
