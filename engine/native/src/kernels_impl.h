@@ -123,7 +123,8 @@ void rms_norm(const float* x, const float* weight, int n, float eps, float* out)
     const Vec v = load_up_to(x + i, n - i);
     squares = fma(v, v, squares);
   }
-  const Vec factor = all(1.0f / __builtin_sqrtf(sum(squares) / static_cast<float>(n) + eps));
+  const float mean = sum(squares) / static_cast<float>(n);
+  const Vec factor = all(1.0f / __builtin_sqrtf(mean + eps) + 0.0f * mean);  // NaN, not 0, where the squares overflow
   for (int i = 0; i < n; i += kVecLanes) {
     const Vec v = load_up_to(x + i, n - i);
     store_up_to(out + i, mul(mul(v, factor), load_up_to(weight + i, n - i)), n - i);
@@ -313,21 +314,23 @@ void score_tiles(const Attention& a, int first_query, Span span) {
   }
 }
 
-// Scores to weights e^(score - largest), zero where the query does not see; returns 1 / their sum.
+// Scores to weights e^(score - largest), zero where the query does not see; returns 1 / their sum, NaN if a score that
+// it sees is not finite.
 template <class Kv>
 float soften(const Attention& a, int query, Span span) {
   float* scores = a.scores + query * a.score_stride;
   const int begin = a.begins[query], end = a.ends[query];
   const int first_tile = span.begin / kTilePositions, last_tile = (span.end - 1) / kTilePositions;
-  Vec tops = all(kNegativeInfinity);
+  Vec tops = all(kNegativeInfinity), poison = zeros();
   for (int tile = begin / kTilePositions; tile * kTilePositions < end; tile++) {
-    const int start = tile * kTilePositions;
-    const Vec seen = keep_lanes(load(scores + start), larger(0, begin - start), smaller(kTilePositions, end - start), kNegativeInfinity);
+    const int start = tile * kTilePositions, from = larger(0, begin - start), to = smaller(kTilePositions, end - start);
+    const Vec score = load(scores + start), seen = keep_lanes(score, from, to, kNegativeInfinity);
     store(scores + start, seen);
     tops = max(tops, seen);
+    poison = fma(keep_lanes(score, from, to, 0.0f), zeros(), poison);
   }
   const Vec top = all(largest(tops));
-  Vec total = zeros();
+  Vec total = poison;
   for (int tile = first_tile; tile <= last_tile; tile++) {
     const int start = tile * kTilePositions;
     const int from = larger(0, begin - start), to = smaller(kTilePositions, end - start);
