@@ -75,11 +75,14 @@ inline Vec div(Vec a, Vec b) {
 inline Vec fma(Vec a, Vec b, Vec c) {
   return each([&](int i) { return vfmaq_f32(c.quarter[i], a.quarter[i], b.quarter[i]); });
 }
+// The second where one is not a number, as on other processors: `vmaxq_f32` would keep what is not a number.
+inline float32x4_t larger_of(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+inline float32x4_t smaller_of(float32x4_t a, float32x4_t b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
 inline Vec max(Vec a, Vec b) {
-  return each([&](int i) { return vmaxq_f32(a.quarter[i], b.quarter[i]); });
+  return each([&](int i) { return larger_of(a.quarter[i], b.quarter[i]); });
 }
 inline Vec min(Vec a, Vec b) {
-  return each([&](int i) { return vminq_f32(a.quarter[i], b.quarter[i]); });
+  return each([&](int i) { return smaller_of(a.quarter[i], b.quarter[i]); });
 }
 inline Vec abs(Vec a) {
   return each([&](int i) { return vabsq_f32(a.quarter[i]); });
@@ -108,8 +111,9 @@ inline float sum(Vec x) {
   return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
 }
 inline float largest(Vec x) {
-  const float32x4_t four = vmaxq_f32(vmaxq_f32(x.quarter[0], x.quarter[2]), vmaxq_f32(x.quarter[1], x.quarter[3]));
-  return vmaxvq_f32(four);
+  const float32x4_t four = larger_of(larger_of(x.quarter[0], x.quarter[2]), larger_of(x.quarter[1], x.quarter[3]));
+  const float32x4_t two = larger_of(four, vextq_f32(four, four, 2));
+  return vgetq_lane_f32(larger_of(two, vextq_f32(two, two, 1)), 0);
 }
 
 }  // namespace
