@@ -1,5 +1,6 @@
 #include "kernel_calls.h"
 
+#include <cstring>
 #include <stdexcept>
 
 namespace socle {
@@ -22,8 +23,15 @@ QuantisedRows quantise(const Kernels& kernels, FloatView x, int group_inputs) {
   const size_t num_groups = x.size / group_inputs;
   expect_size(x.size, num_groups * group_inputs, "x in whole groups");
   QuantisedRows rows = {std::vector<int8_t>(x.size), std::vector<float>(num_groups), std::vector<int32_t>(num_groups)};
-  kernels.quantise(x.data, static_cast<int>(num_groups), group_inputs, rows.values.data(), rows.scales.data(),
-                   rows.offsets.data());
+  const size_t record_bytes = group_inputs + kRecordTailBytes;
+  std::vector<uint8_t> records(num_groups * record_bytes);
+  kernels.quantise(x.data, static_cast<int>(num_groups), group_inputs, records.data(), record_bytes);
+  for (size_t group = 0; group < num_groups; group++) {
+    const uint8_t* record = records.data() + group * record_bytes;
+    std::memcpy(rows.values.data() + group * group_inputs, record, group_inputs);
+    rows.offsets[group] = offset_in(record, group_inputs);
+    rows.scales[group] = scale_in(record, group_inputs);
+  }
   return rows;
 }
 
@@ -31,25 +39,40 @@ QuantisedRows quantise(const Kernels& kernels, FloatView x, int group_inputs) {
 
 namespace {
 
-// Low-rank rows are padded to 16 inputs, as they come out of a tile of A.
-Rows rows_of(const Matrix& matrix, const ProductInput& input) {
-  const size_t num_rows = input.num_rows;
+// Rows in blocks of `block_rows`, with the records that they point into.
+struct HeldRows {
   Rows rows;
+  std::vector<uint8_t> records;
+};
+
+// Low-rank rows are padded to 16 inputs, as they come out of a tile of A.
+HeldRows rows_of(const Matrix& matrix, const ProductInput& input, int block_rows) {
+  const size_t num_rows = input.num_rows;
+  HeldRows held;
+  Rows& rows = held.rows;
   rows.dense = input.dense.data;
   rows.dense_stride = matrix.inputs;
   if (matrix.encoding == Encoding::kFloat32) {
     expect_size(input.dense.size, num_rows * matrix.inputs, "dense rows");
-    return rows;
+    return held;
   }
   rows.num_groups = matrix.num_groups();
   rows.group_inputs = matrix.encoding == Encoding::kLowRank ? round_up(matrix.inputs, kTileRows) : kGroupInputs;
-  rows.values = input.values.data;
-  rows.scales = input.scales.data;
-  rows.offsets = input.offsets.data;
-  expect_size(input.values.size, num_rows * rows.value_stride(), "values of the rows");
-  expect_size(input.scales.size, num_rows * rows.num_groups, "scales of the rows");
-  expect_size(input.offsets.size, num_rows * rows.num_groups, "offsets of the rows");
-  return rows;
+  rows.block_rows = block_rows;
+  const size_t num_groups = rows.num_groups, group_inputs = rows.group_inputs;
+  expect_size(input.values.size, num_rows * num_groups * group_inputs, "values of the rows");
+  expect_size(input.scales.size, num_rows * num_groups, "scales of the rows");
+  expect_size(input.offsets.size, num_rows * num_groups, "offsets of the rows");
+  held.records.resize((num_rows + block_rows) * num_groups * rows.record_bytes());
+  for (size_t i = 0; i < num_rows * num_groups; i++) {
+    const int row = static_cast<int>(i / num_groups);
+    uint8_t* record = held.records.data() + rows.offset_of(row) + i % num_groups * rows.group_stride();
+    std::memcpy(record, input.values.data + i * group_inputs, group_inputs);
+    std::memcpy(record + group_inputs, input.offsets.data + i, sizeof(int32_t));
+    std::memcpy(record + group_inputs + sizeof(int32_t), input.scales.data + i, sizeof(float));
+  }
+  rows.records = held.records.data();
+  return held;
 }
 
 }  // namespace
@@ -64,7 +87,8 @@ std::vector<float> product(const Kernels& kernels, const Matrix& matrix, const P
   const size_t stride = static_cast<size_t>(part.last_tile - part.first_tile) * kTileRows;
   std::vector<float> out = start.size ? copied(start) : std::vector<float>(num_rows * stride);
   expect_size(out.size(), num_rows * stride, "start of the sums");
-  kernels.product(matrix, rows_of(matrix, input), part.first_row, num_rows, part.first_tile, part.last_tile, out.data(),
+  const HeldRows held = rows_of(matrix, input, kernels.max_block_rows);
+  kernels.product(matrix, held.rows, part.first_row, num_rows, part.first_tile, part.last_tile, out.data(),
                   stride, start.size ? Store::kAdd : Store::kSet);
   return out;
 }

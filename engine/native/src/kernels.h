@@ -52,6 +52,7 @@ constexpr int kMaxQueries = 16;
 struct Kernels {
   const char* name;
   bool (*is_supported)();
+  int max_block_rows;  // of `Rows`: as many rows as the registers hold sums for
 
   // out[r][16 t ..] = or += rows[r] . matrix tile t, for `num_rows` rows from `first_row` and tiles [first_tile, last_tile).
   // `out` is where first_row and first_tile meet. Row r reads nothing but row r.
@@ -61,8 +62,8 @@ struct Kernels {
   // x [n] -> out [n], scaled to mean square 1, times weight.
   void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* out);
 
-  // x [num_groups * group_inputs] -> int8 with one scale per group; values that are not finite make the scale NaN.
-  void (*quantise)(const float* x, int num_groups, int group_inputs, int8_t* values, float* scales, int32_t* offsets);
+  // x [num_groups * group_inputs] -> a record of `Rows` per group; a value that is not finite makes the scale NaN.
+  void (*quantise)(const float* x, int num_groups, int group_inputs, uint8_t* record, size_t group_stride);
 
   // Rotates dimension i with i + head_dim / 2 (as in Hugging Face) by angles given as cos, sin [head_dim / 2].
   void (*rotate)(float* head, const float* cos, const float* sin, int head_dim);

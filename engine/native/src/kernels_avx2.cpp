@@ -13,7 +13,7 @@ struct TileProduct {
   static constexpr int kHalfBytes = kVectorBytes / 2;
   static constexpr int kPrefetchBlocks = 8;
 
-  static __m256i broadcast(const int8_t* four) {
+  static __m256i broadcast(const uint8_t* four) {
     int32_t lane;
     __builtin_memcpy(&lane, four, sizeof lane);
     return _mm256_set1_epi32(lane);
@@ -21,7 +21,7 @@ struct TileProduct {
   static __m256i bytes(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 
   // Unsigned nibbles: eight products of pairs, at most 8 * 2 * 15 * 127 = 30,480, fit into 16 bits.
-  static __m256i dot_int4(const __m256i* weights, const int8_t* x, int32_t offset) {
+  static __m256i dot_int4(const __m256i* weights, const uint8_t* x, int32_t offset) {
     __m256i pairs = _mm256_maddubs_epi16(weights[0], broadcast(x));
     for (int v = 1; v < 8; v++) {
       pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(weights[v], broadcast(x + kLaneInputs * v)));
@@ -30,7 +30,7 @@ struct TileProduct {
   }
 
   // Signed bytes: the sign moves to the activations, and a pair is at most 2 * 128 * 127 = 32,512.
-  static __m256i dot_int8(const __m256i* weights, int num_vectors, const int8_t* x) {
+  static __m256i dot_int8(const __m256i* weights, int num_vectors, const uint8_t* x) {
     __m256i total = _mm256_setzero_si256();
     for (int v = 0; v < num_vectors; v++) {
       const __m256i signed_x = _mm256_sign_epi8(broadcast(x + kLaneInputs * v), weights[v]);
@@ -64,27 +64,24 @@ struct TileProduct {
   }
 
   template <Encoding encoding, int num_rows>
-  static void run(const uint8_t* block, int num_groups, int num_vectors, const int8_t* values, size_t value_stride,
-                  const float* scales, const int32_t* offsets, size_t scale_stride, float* out, size_t out_stride,
-                  Store store) {
+  static void run(const uint8_t* block, int num_groups, int num_vectors, const uint8_t* records, size_t record_bytes,
+                  size_t group_stride, float* out, size_t out_stride, Store store) {
     for (int half = 0; half < 2; half++, out += kHalfRows) {
       if constexpr (encoding == Encoding::kLowRank) {
-        run_low_rank<num_rows>(block, half, num_vectors, values, value_stride, scales, out, out_stride, store);
+        run_low_rank<num_rows>(block, half, num_vectors, records, record_bytes, out, out_stride, store);
       } else {
-        run_half<encoding, num_rows>(block, half, num_groups, values, value_stride, scales, offsets, scale_stride, out,
-                                     out_stride, store);
+        run_half<encoding, num_rows>(block, half, num_groups, records, group_stride, out, out_stride, store);
       }
     }
   }
 
   template <Encoding encoding, int num_rows>
-  static void run_half(const uint8_t* block, int half, int num_groups, const int8_t* values, size_t value_stride,
-                       const float* scales, const int32_t* offsets, size_t scale_stride, float* out, size_t out_stride,
-                       Store store) {
+  static void run_half(const uint8_t* block, int half, int num_groups, const uint8_t* records, size_t group_stride,
+                       float* out, size_t out_stride, Store store) {
     constexpr size_t kBlockBytes = kScaleBytes + kVectorBytes * (encoding == Encoding::kInt4 ? 4 : 8);
     __m256 total[num_rows];
     for (int r = 0; r < num_rows; r++) total[r] = _mm256_setzero_ps();
-    for (int g = 0; g < num_groups; g++, block += kBlockBytes) {
+    for (int g = 0; g < num_groups; g++, block += kBlockBytes, records += group_stride) {
       if (half == 0) {
         for (size_t byte = 0; byte < kBlockBytes; byte += 64) {
           _mm_prefetch(reinterpret_cast<const char*>(block) + kPrefetchBlocks * kBlockBytes + byte, _MM_HINT_T0);
@@ -94,11 +91,10 @@ struct TileProduct {
       __m256i weights[8];
       unpack<encoding>(block + kScaleBytes + kHalfBytes * half, weights);
       for (int r = 0; r < num_rows; r++) {
-        const int8_t* x = values + r * value_stride + g * kGroupInputs;
-        const size_t at = r * scale_stride + g;
+        const uint8_t* x = records + r * kRecordBytes;
         const __m256i dots =
-            encoding == Encoding::kInt4 ? dot_int4(weights, x, offsets[at]) : dot_int8(weights, 8, x);
-        const __m256 scale = _mm256_mul_ps(weight_scale, _mm256_set1_ps(scales[at]));
+            encoding == Encoding::kInt4 ? dot_int4(weights, x, offset_in(x, kGroupInputs)) : dot_int8(weights, 8, x);
+        const __m256 scale = _mm256_mul_ps(weight_scale, _mm256_set1_ps(scale_in(x, kGroupInputs)));
         total[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), scale, total[r]);
       }
     }
@@ -106,17 +102,18 @@ struct TileProduct {
   }
 
   template <int num_rows>
-  static void run_low_rank(const uint8_t* block, int half, int num_vectors, const int8_t* values, size_t value_stride,
-                           const float* scales, float* out, size_t out_stride, Store store) {
+  static void run_low_rank(const uint8_t* block, int half, int num_vectors, const uint8_t* records, size_t record_bytes,
+                           float* out, size_t out_stride, Store store) {
     const __m256 weight_scale = half_scales(block, half);
     const uint8_t* vectors = block + kScaleBytes + kHalfBytes * half;
-    for (int r = 0; r < num_rows; r++) {
+    for (int r = 0; r < num_rows; r++, records += record_bytes) {
       __m256i dots = _mm256_setzero_si256();
       for (int v = 0; v < num_vectors; v++) {
         const __m256i weights = centred(vectors + kVectorBytes * v);
-        dots = _mm256_add_epi32(dots, dot_int8(&weights, 1, values + r * value_stride + kLaneInputs * v));
+        dots = _mm256_add_epi32(dots, dot_int8(&weights, 1, records + kLaneInputs * v));
       }
-      const __m256 scale = _mm256_mul_ps(weight_scale, _mm256_set1_ps(scales[r]));
+      const float row_scale = scale_in(records, record_bytes - kRecordTailBytes);
+      const __m256 scale = _mm256_mul_ps(weight_scale, _mm256_set1_ps(row_scale));
       write(out + r * out_stride, _mm256_mul_ps(_mm256_cvtepi32_ps(dots), scale), store);
     }
   }
@@ -132,6 +129,6 @@ namespace socle {
 const Kernels kAvx2Kernels = {
     "avx2",
     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); },
-    product, rms_norm, quantise, rotate, add_to, scale_by, gate_with, store_kv, attend, tile_tops, arg_max};
+    TileProduct::kMaxRows, product, rms_norm, quantise, rotate, add_to, scale_by, gate_with, store_kv, attend, tile_tops, arg_max};
 
 }  // namespace socle

@@ -13,7 +13,7 @@ struct TileProduct {
   static constexpr int kMaxRows = 16;
   static constexpr int kPrefetchBlocks = 8;  // the hardware stops at 4 KB pages, the distance hides that
 
-  static __m512i broadcast(const int8_t* four) {
+  static __m512i broadcast(const uint8_t* four) {
     int32_t lane;
     __builtin_memcpy(&lane, four, sizeof lane);
     return _mm512_set1_epi32(lane);
@@ -44,16 +44,15 @@ struct TileProduct {
   }
 
   template <Encoding encoding, int num_rows>
-  static void run(const uint8_t* block, int num_groups, int num_vectors, const int8_t* values, size_t value_stride,
-                  const float* scales, const int32_t* offsets, size_t scale_stride, float* out, size_t out_stride,
-                  Store store) {
+  static void run(const uint8_t* block, int num_groups, int num_vectors, const uint8_t* records, size_t record_bytes,
+                  size_t group_stride, float* out, size_t out_stride, Store store) {
     if constexpr (encoding == Encoding::kLowRank) {
-      return run_low_rank<num_rows>(block, num_vectors, values, value_stride, scales, offsets, out, out_stride, store);
+      return run_low_rank<num_rows>(block, num_vectors, records, record_bytes, out, out_stride, store);
     }
     constexpr size_t kBlockBytes = kScaleBytes + kVectorBytes * (encoding == Encoding::kInt4 ? 4 : 8);
     __m512 total[num_rows];
     for (int r = 0; r < num_rows; r++) total[r] = _mm512_setzero_ps();
-    for (int g = 0; g < num_groups; g++, block += kBlockBytes) {
+    for (int g = 0; g < num_groups; g++, block += kBlockBytes, records += group_stride) {
       for (size_t byte = 0; byte < kBlockBytes; byte += 64) {
         _mm_prefetch(reinterpret_cast<const char*>(block) + kPrefetchBlocks * kBlockBytes + byte, _MM_HINT_T0);
       }
@@ -61,11 +60,10 @@ struct TileProduct {
       __m512i weights[8];
       unpack<encoding>(block + kScaleBytes, weights);
       for (int r = 0; r < num_rows; r++) {
-        const int8_t* x = values + r * value_stride + g * kGroupInputs;
-        const size_t at = r * scale_stride + g;
-        __m512i dots = zero_point<encoding>(offsets[at]);
+        const uint8_t* x = records + r * kRecordBytes;
+        __m512i dots = zero_point<encoding>(offset_in(x, kGroupInputs));
         for (int v = 0; v < 8; v++) dots = _mm512_dpbusd_epi32(dots, weights[v], broadcast(x + kLaneInputs * v));
-        const __m512 scale = _mm512_mul_ps(weight_scale, _mm512_set1_ps(scales[at]));
+        const __m512 scale = _mm512_mul_ps(weight_scale, _mm512_set1_ps(scale_in(x, kGroupInputs)));
         total[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), scale, total[r]);
       }
     }
@@ -73,20 +71,23 @@ struct TileProduct {
   }
 
   template <int num_rows>
-  static void run_low_rank(const uint8_t* block, int num_vectors, const int8_t* values, size_t value_stride,
-                           const float* scales, const int32_t* offsets, float* out, size_t out_stride, Store store) {
+  static void run_low_rank(const uint8_t* block, int num_vectors, const uint8_t* records, size_t record_bytes, float* out,
+                           size_t out_stride, Store store) {
+    const size_t group_inputs = record_bytes - kRecordTailBytes;
     const __m512 weight_scale = load_half(reinterpret_cast<const uint16_t*>(block));
     __m512i dots[num_rows];
-    for (int r = 0; r < num_rows; r++) dots[r] = zero_point<Encoding::kLowRank>(offsets[r]);
+    for (int r = 0; r < num_rows; r++) {
+      dots[r] = zero_point<Encoding::kLowRank>(offset_in(records + r * record_bytes, group_inputs));
+    }
     for (int v = 0; v < num_vectors; v++) {
       const __m512i weights = _mm512_loadu_si512(block + kScaleBytes + kVectorBytes * v);
       for (int r = 0; r < num_rows; r++) {
-        dots[r] = _mm512_dpbusd_epi32(dots[r], weights, broadcast(values + r * value_stride + kLaneInputs * v));
+        dots[r] = _mm512_dpbusd_epi32(dots[r], weights, broadcast(records + r * record_bytes + kLaneInputs * v));
       }
     }
     for (int r = 0; r < num_rows; r++) {
-      const __m512 scale = _mm512_mul_ps(weight_scale, _mm512_set1_ps(scales[r]));
-      write(out + r * out_stride, _mm512_mul_ps(_mm512_cvtepi32_ps(dots[r]), scale), store);
+      const float scale = scale_in(records + r * record_bytes, group_inputs);
+      write(out + r * out_stride, _mm512_mul_ps(_mm512_cvtepi32_ps(dots[r]), _mm512_mul_ps(weight_scale, _mm512_set1_ps(scale))), store);
     }
   }
 };
@@ -105,6 +106,6 @@ const Kernels kAvx512VnniKernels = {
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
              __builtin_cpu_supports("avx512vnni");
     },
-    product, rms_norm, quantise, rotate, add_to, scale_by, gate_with, store_kv, attend, tile_tops, arg_max};
+    TileProduct::kMaxRows, product, rms_norm, quantise, rotate, add_to, scale_by, gate_with, store_kv, attend, tile_tops, arg_max};
 
 }  // namespace socle

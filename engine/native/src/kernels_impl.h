@@ -38,46 +38,36 @@ inline Vec exponential(Vec x) {
 
 // ---- products
 
-// Row blocks of equal height, so that 17 rows run as 9 + 8 and not as 16 + 1. Rows beyond `kCachedRows` would push each
-// other out of the cache while the weights pass, so they take turns.
-constexpr int kMaxBlockRows = TileProduct::kMaxRows;
+// Rows beyond `kCachedRows` would push each other out of the cache while the weights pass, so they take turns.
 constexpr int kCachedRows = 64;
 
 struct ProductArguments {
   const Matrix* matrix;
   const Rows* rows;
-  float* out;  // of the block's first row, tile after tile
   size_t out_stride;
   Store store;
 };
 
-template <Encoding encoding, int num_rows>
-void run_block(const ProductArguments& p, int first_row, const uint8_t* tile, float* out) {
-  const size_t row = first_row;
-  TileProduct::run<encoding, num_rows>(
-      tile, p.matrix->num_groups(), p.matrix->vectors_per_block(), p.rows->values + row * p.rows->value_stride(),
-      p.rows->value_stride(), p.rows->scales + row * p.rows->num_groups, p.rows->offsets + row * p.rows->num_groups,
-      p.rows->num_groups, out, p.out_stride, p.store);
-}
-
-template <Encoding encoding, int num_rows = kMaxBlockRows>
-void run_block_of(int wanted, const ProductArguments& p, int first_row, const uint8_t* tile, float* out) {
+template <Encoding encoding, int num_rows = TileProduct::kMaxRows>
+void run_piece(int wanted, const ProductArguments& p, const uint8_t* tile, const uint8_t* records, float* out) {
   if constexpr (num_rows > 0) {
-    if (wanted == num_rows) return run_block<encoding, num_rows>(p, first_row, tile, out);
-    run_block_of<encoding, num_rows - 1>(wanted, p, first_row, tile, out);
+    if (wanted != num_rows) return run_piece<encoding, num_rows - 1>(wanted, p, tile, records, out);
+    TileProduct::run<encoding, num_rows>(tile, p.matrix->num_groups(), p.matrix->vectors_per_block(), records,
+                                         p.rows->record_bytes(), p.rows->group_stride(), out, p.out_stride, p.store);
   }
 }
 
+// `out` is where first_row and first_tile meet. A piece of rows never crosses a block.
 template <Encoding encoding>
-void run_tiles(const ProductArguments& p, int first_row, int num_rows, int first_tile, int last_tile) {
-  const int num_blocks = (num_rows + kMaxBlockRows - 1) / kMaxBlockRows;
-  for (int tile = first_tile; tile < last_tile; tile++) {
+void run_tiles(const ProductArguments& p, int first_row, int num_rows, int first_tile, int last_tile, float* out) {
+  const int block_rows = p.rows->block_rows;
+  for (int tile = first_tile; tile < last_tile; tile++, out += kTileRows) {
     const uint8_t* data = p.matrix->data + p.matrix->tile_bytes() * tile;
-    for (int block = 0, row = 0; block < num_blocks; block++) {
-      const int height = (num_rows - row + num_blocks - block - 1) / (num_blocks - block);
-      float* out = p.out + static_cast<size_t>(row) * p.out_stride + static_cast<size_t>(tile - first_tile) * kTileRows;
-      run_block_of<encoding>(height, p, first_row + row, data, out);
-      row += height;
+    for (int done = 0; done < num_rows;) {
+      const int row = first_row + done, left_in_block = block_rows - row % block_rows;
+      const int height = smaller(TileProduct::kMaxRows, smaller(left_in_block, num_rows - done));
+      run_piece<encoding>(height, p, data, p.rows->records + p.rows->offset_of(row), out + done * p.out_stride);
+      done += height;
     }
   }
 }
@@ -88,29 +78,31 @@ inline float dot(const float* a, const float* b, int n) {
   return sum(total);
 }
 
-inline void run_float_tiles(const ProductArguments& p, int first_row, int num_rows, int first_tile, int last_tile) {
+inline void run_float_tiles(const ProductArguments& p, int first_row, int num_rows, int first_tile, int last_tile,
+                            float* out) {
   const Matrix& matrix = *p.matrix;
   const auto* weights = reinterpret_cast<const float*>(matrix.data);
-  for (int column = first_tile * kTileRows; column < smaller(last_tile * kTileRows, matrix.rows); column++) {
+  for (int column = first_tile * kTileRows; column < smaller(last_tile * kTileRows, matrix.rows); column++, out++) {
     for (int row = 0; row < num_rows; row++) {
       const float* x = p.rows->dense + static_cast<size_t>(first_row + row) * p.rows->dense_stride;
       const float y = dot(weights + static_cast<size_t>(column) * matrix.inputs, x, matrix.inputs);
-      float* out = p.out + static_cast<size_t>(row) * p.out_stride + (column - first_tile * kTileRows);
-      *out = p.store == Store::kSet ? y : *out + y;
+      float& target = out[row * p.out_stride];
+      target = p.store == Store::kSet ? y : target + y;
     }
   }
 }
 
 void product(const Matrix& matrix, const Rows& rows, int first_row, int num_rows, int first_tile, int last_tile,
              float* out, size_t out_stride, Store store) {
-  for (int done = 0; done < num_rows; done += kCachedRows) {
-    const ProductArguments p = {&matrix, &rows, out + static_cast<size_t>(done) * out_stride, out_stride, store};
-    const int first = first_row + done, count = smaller(kCachedRows, num_rows - done);
+  const ProductArguments p = {&matrix, &rows, out_stride, store};
+  const int step = larger(1, kCachedRows / rows.block_rows) * rows.block_rows;
+  for (int done = 0; done < num_rows; done += step, out += step * out_stride) {
+    const int first = first_row + done, count = smaller(step, num_rows - done);
     switch (matrix.encoding) {
-      case Encoding::kInt4: run_tiles<Encoding::kInt4>(p, first, count, first_tile, last_tile); break;
-      case Encoding::kInt8: run_tiles<Encoding::kInt8>(p, first, count, first_tile, last_tile); break;
-      case Encoding::kLowRank: run_tiles<Encoding::kLowRank>(p, first, count, first_tile, last_tile); break;
-      case Encoding::kFloat32: run_float_tiles(p, first, count, first_tile, last_tile); break;
+      case Encoding::kInt4: run_tiles<Encoding::kInt4>(p, first, count, first_tile, last_tile, out); break;
+      case Encoding::kInt8: run_tiles<Encoding::kInt8>(p, first, count, first_tile, last_tile, out); break;
+      case Encoding::kLowRank: run_tiles<Encoding::kLowRank>(p, first, count, first_tile, last_tile, out); break;
+      case Encoding::kFloat32: run_float_tiles(p, first, count, first_tile, last_tile, out); break;
     }
   }
 }
@@ -145,14 +137,17 @@ inline float magnitude_of(const float* x, int n) {
 // What brings magnitudes up to `top` into int8. Below 127 / FLT_MAX it would be infinite: such values are rounded to 0.
 inline float int8_factor(float top) { return top > 3.74e-37f ? 127.0f / top : 0.0f; }
 
-void quantise(const float* x, int num_groups, int group_inputs, int8_t* values, float* scales, int32_t* offsets) {
-  for (int group = 0; group < num_groups; group++, x += group_inputs, values += group_inputs) {
+void quantise(const float* x, int num_groups, int group_inputs, uint8_t* record, size_t group_stride) {
+  for (int group = 0; group < num_groups; group++, x += group_inputs, record += group_stride) {
     const float top = magnitude_of(x, group_inputs);
     const Vec factor = all(int8_factor(top));
-    int total = 0;
+    auto* values = reinterpret_cast<int8_t*>(record);
+    int32_t total = 0;
     for (int i = 0; i < group_inputs; i += kVecLanes) total += store_int8(values + i, mul(load(x + i), factor));
-    scales[group] = top / 127.0f;
-    offsets[group] = -8 * total;
+    const int32_t offset = -8 * total;
+    const float scale = top / 127.0f;
+    __builtin_memcpy(record + group_inputs, &offset, sizeof offset);
+    __builtin_memcpy(record + group_inputs + sizeof offset, &scale, sizeof scale);
   }
 }
 

@@ -53,26 +53,25 @@ struct TileProduct {
   }
 
   template <Encoding encoding, int num_rows>
-  static void run(const uint8_t* block, int num_groups, int num_vectors, const int8_t* values, size_t value_stride,
-                  const float* scales, const int32_t* offsets, size_t scale_stride, float* out, size_t out_stride,
-                  Store store) {
+  static void run(const uint8_t* block, int num_groups, int num_vectors, const uint8_t* records, size_t record_bytes,
+                  size_t group_stride, float* out, size_t out_stride, Store store) {
     if constexpr (encoding == Encoding::kLowRank) {
-      return run_low_rank<num_rows>(block, num_vectors, values, value_stride, scales, out, out_stride, store);
+      return run_low_rank<num_rows>(block, num_vectors, records, record_bytes, out, out_stride, store);
     }
     constexpr size_t kBlockBytes = kScaleBytes + kVectorBytes * (encoding == Encoding::kInt4 ? 4 : 8);
     float32x4_t total[kQuarters][num_rows];
     for (int q = 0; q < kQuarters; q++)
       for (int r = 0; r < num_rows; r++) total[q][r] = vdupq_n_f32(0.0f);
-    for (int g = 0; g < num_groups; g++, block += kBlockBytes) {
+    for (int g = 0; g < num_groups; g++, block += kBlockBytes, records += group_stride) {
       for (int q = 0; q < kQuarters; q++) {
         const float32x4_t weight_scale = quarter_scales(block, q);
         int8x16_t weights[8];
         unpack<encoding>(block + kScaleBytes + kQuarterBytes * q, weights);
         for (int r = 0; r < num_rows; r++) {
-          const size_t at = r * scale_stride + g;
-          const int32x4_t start = vdupq_n_s32(encoding == Encoding::kInt4 ? offsets[at] : 0);
-          const int32x4_t dots = dot(weights, values + r * value_stride + g * kGroupInputs, start);
-          const float32x4_t scale = vmulq_n_f32(weight_scale, scales[at]);
+          const uint8_t* x = records + r * kRecordBytes;
+          const int32x4_t start = vdupq_n_s32(encoding == Encoding::kInt4 ? offset_in(x, kGroupInputs) : 0);
+          const int32x4_t dots = dot(weights, reinterpret_cast<const int8_t*>(x), start);
+          const float32x4_t scale = vmulq_n_f32(weight_scale, scale_in(x, kGroupInputs));
           total[q][r] = vfmaq_f32(total[q][r], vcvtq_f32_s32(dots), scale);
         }
       }
@@ -82,18 +81,18 @@ struct TileProduct {
   }
 
   template <int num_rows>
-  static void run_low_rank(const uint8_t* block, int num_vectors, const int8_t* values, size_t value_stride,
-                           const float* scales, float* out, size_t out_stride, Store store) {
-    for (int r = 0; r < num_rows; r++) {
+  static void run_low_rank(const uint8_t* block, int num_vectors, const uint8_t* records, size_t record_bytes, float* out,
+                           size_t out_stride, Store store) {
+    for (int r = 0; r < num_rows; r++, records += record_bytes) {
       for (int q = 0; q < kQuarters; q++) {
         int32x4_t dots = vdupq_n_s32(0);
         for (int v = 0; v < num_vectors; v++) {
           int32_t four;
-          __builtin_memcpy(&four, values + r * value_stride + kLaneInputs * v, sizeof four);
+          __builtin_memcpy(&four, records + kLaneInputs * v, sizeof four);
           const int8x16_t weights = centred(block + kScaleBytes + kVectorBytes * v + kQuarterBytes * q);
           dots = vdotq_s32(dots, weights, vreinterpretq_s8_s32(vdupq_n_s32(four)));
         }
-        const float32x4_t scale = vmulq_n_f32(quarter_scales(block, q), scales[r]);
+        const float32x4_t scale = vmulq_n_f32(quarter_scales(block, q), scale_in(records, record_bytes - kRecordTailBytes));
         write(out + r * out_stride + 4 * q, vmulq_f32(vcvtq_f32_s32(dots), scale), store);
       }
     }
@@ -110,7 +109,7 @@ namespace socle {
 constexpr unsigned long kHwcapAsimdDp = 1ul << 20;  // HWCAP_ASIMDDP of asm/hwcap.h
 
 const Kernels kNeonKernels = {"neon",  [] { return (getauxval(AT_HWCAP) & kHwcapAsimdDp) != 0; },
-                              product, rms_norm, quantise, rotate, add_to, scale_by, gate_with, store_kv, attend, tile_tops,
+                              TileProduct::kMaxRows, product, rms_norm, quantise, rotate, add_to, scale_by, gate_with, store_kv, attend, tile_tops,
                               arg_max};
 
 }  // namespace socle

@@ -20,20 +20,21 @@ struct TileProduct {
   }
 
   template <Encoding encoding, int num_rows>
-  static void run(const uint8_t* block, int num_groups, int num_vectors, const int8_t* values, size_t value_stride,
-                  const float* scales, const int32_t*, size_t scale_stride, float* out, size_t out_stride, Store store) {
-    const int group_inputs = encoding == Encoding::kLowRank ? num_vectors * kLaneInputs : kGroupInputs;
+  static void run(const uint8_t* block, int num_groups, int num_vectors, const uint8_t* records, size_t record_bytes,
+                  size_t group_stride, float* out, size_t out_stride, Store store) {
+    const int num_products = encoding == Encoding::kLowRank ? num_vectors * kLaneInputs : kGroupInputs;
     const size_t block_bytes = kScaleBytes + static_cast<size_t>(num_vectors) * kVectorBytes;
     Vec total[num_rows];
     for (int r = 0; r < num_rows; r++) total[r] = zeros();
-    for (int g = 0; g < num_groups; g++, block += block_bytes) {
+    for (int g = 0; g < num_groups; g++, block += block_bytes, records += group_stride) {
       const Vec weight_scale = load_half(reinterpret_cast<const uint16_t*>(block));
       for (int lane = 0; lane < kTileRows; lane++) {
         for (int r = 0; r < num_rows; r++) {
-          const int8_t* x = values + r * value_stride + g * group_inputs;
+          const uint8_t* record = records + r * record_bytes;
+          const auto* x = reinterpret_cast<const int8_t*>(record);
           int dots = 0;
-          for (int i = 0; i < group_inputs; i++) dots += weight<encoding>(block + kScaleBytes, lane, i) * x[i];
-          const float scale = weight_scale.lane[lane] * scales[r * scale_stride + g];
+          for (int i = 0; i < num_products; i++) dots += weight<encoding>(block + kScaleBytes, lane, i) * x[i];
+          const float scale = weight_scale.lane[lane] * scale_in(record, record_bytes - kRecordTailBytes);
           float& sum = total[r].lane[lane];
           sum = encoding == Encoding::kLowRank ? dots * scale : __builtin_fmaf(static_cast<float>(dots), scale, sum);
         }
@@ -53,7 +54,7 @@ struct TileProduct {
 
 namespace socle {
 
-const Kernels kPortableKernels = {"portable", [] { return true; }, product,   rms_norm, quantise, rotate,
+const Kernels kPortableKernels = {"portable", [] { return true; }, TileProduct::kMaxRows, product,   rms_norm, quantise, rotate,
                                   add_to,     scale_by,            gate_with, store_kv, attend, tile_tops,   arg_max};
 
 }  // namespace socle

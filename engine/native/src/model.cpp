@@ -29,54 +29,43 @@ struct Model::ThreadScratch {
         branch(kv.layout.tile_bytes() * kTreeTiles),
         gate(kGateRows * kGateColumns),
         up(kGateRows * kGateColumns),
-        values(static_cast<size_t>(kGateRows) * round_up(settings.max_rank, 16)),
-        scales(kGateRows),
-        offsets(kGateRows) {}
+        low_rank(static_cast<size_t>(kGateRows) * (round_up(settings.max_rank, kTileRows) + kRecordTailBytes)) {}
 
   size_t score_stride;
   Buffer<float> scores;
   Buffer<const uint8_t*> tiles;
   Buffer<uint8_t> branch;
   Buffer<float> gate, up;
-  Buffer<int8_t> values;
-  Buffer<float> scales;
-  Buffer<int32_t> offsets;
+  Buffer<uint8_t> low_rank;  // records
 };
 
-Model::Encoded::Encoded(int max_rows, int inputs, bool is_float) : num_groups(round_up(inputs, kGroupInputs) / kGroupInputs) {
-  const size_t groups = static_cast<size_t>(max_rows) * num_groups;
+Model::Encoded::Encoded(const Kernels& kernels, int max_rows, int inputs, bool is_float) : kernels_(&kernels) {
+  rows_.num_groups = round_up(inputs, kGroupInputs) / kGroupInputs;
   if (is_float) {
-    dense = Buffer<float>(groups * kGroupInputs);
+    rows_.dense_stride = static_cast<size_t>(rows_.num_groups) * kGroupInputs;
+    dense_ = Buffer<float>(max_rows * rows_.dense_stride);
+    rows_.dense = dense_.data();
   } else {
-    values = Buffer<int8_t>(groups * kGroupInputs);
-    scales = Buffer<float>(groups);
-    offsets = Buffer<int32_t>(groups);
+    const size_t in_whole_blocks = max_rows + kernels.max_block_rows;
+    records_ = Buffer<uint8_t>(in_whole_blocks * rows_.num_groups * rows_.record_bytes());
+    rows_.records = records_.data();
   }
 }
 
-void Model::Encoded::encode(const Kernels& kernels, int row, const float* x) {
-  encode_groups(kernels, row, 0, num_groups, x);
+void Model::Encoded::start(int num_rows) {
+  const int num_blocks = (num_rows + kernels_->max_block_rows - 1) / kernels_->max_block_rows;
+  rows_.block_rows = num_blocks ? (num_rows + num_blocks - 1) / num_blocks : 1;
 }
 
-void Model::Encoded::encode_groups(const Kernels& kernels, int row, int first, int last, const float* x) {
-  const size_t group = static_cast<size_t>(row) * num_groups + first;
-  if (dense.data()) {
-    std::memcpy(dense.data() + group * kGroupInputs, x, sizeof(float) * kGroupInputs * (last - first));
+void Model::Encoded::encode_groups(int row, int first_group, int last_group, const float* x) {
+  const int num_groups = last_group - first_group;
+  if (rows_.dense) {
+    std::memcpy(dense_.data() + row * rows_.dense_stride + static_cast<size_t>(first_group) * kGroupInputs, x,
+                sizeof(float) * kGroupInputs * num_groups);
   } else {
-    kernels.quantise(x, last - first, kGroupInputs, values.data() + group * kGroupInputs, scales.data() + group,
-                     offsets.data() + group);
+    kernels_->quantise(x, num_groups, kGroupInputs,
+                       records_.data() + rows_.offset_of(row) + first_group * rows_.group_stride(), rows_.group_stride());
   }
-}
-
-Rows Model::Encoded::rows() const {
-  Rows rows;
-  rows.dense = dense.data();
-  rows.dense_stride = static_cast<size_t>(num_groups) * kGroupInputs;
-  rows.values = values.data();
-  rows.scales = scales.data();
-  rows.offsets = offsets.data();
-  rows.num_groups = num_groups;
-  return rows;
 }
 
 Model::Model(Architecture architecture, Weights weights, Settings settings)
@@ -103,10 +92,10 @@ Model::Model(Architecture architecture, Weights weights, Settings settings)
   logits_ = Buffer<float>(n * logit_stride());
   tile_tops_ = Buffer<float>(2 * n * weights_.head.high.num_tiles());
   refined_ = Buffer<int>(n * kRefinedTiles);
-  hidden_in_ = Encoded(rows, architecture_.hidden_size, is_float_);
-  mixed_in_ = Encoded(rows, architecture_.num_heads * architecture_.head_dim, is_float_);
-  gated_in_ = Encoded(rows, architecture_.intermediate_size, is_float_);
-  head_in_ = Encoded(rows, architecture_.hidden_size, is_float_);
+  hidden_in_ = Encoded(kernels_, rows, architecture_.hidden_size, is_float_);
+  mixed_in_ = Encoded(kernels_, rows, architecture_.num_heads * architecture_.head_dim, is_float_);
+  gated_in_ = Encoded(kernels_, rows, architecture_.intermediate_size, is_float_);
+  head_in_ = Encoded(kernels_, rows, architecture_.hidden_size, is_float_);
   for (int i = 0; i < settings_.num_threads; i++) {
     scratch_.push_back(std::make_unique<ThreadScratch>(settings_, kv_shape_));
   }
@@ -189,6 +178,8 @@ const float* Model::step(const std::vector<Segment>& segments) {
   check(segments);
   lay_out_rows(segments);
   if (rows_.empty()) return logits_.data();
+  for (Encoded* encoded : {&hidden_in_, &mixed_in_, &gated_in_}) encoded->start(static_cast<int>(rows_.size()));
+  head_in_.start(static_cast<int>(logit_rows_.size()));
   segments_ = &segments;
   team_.run([this](int thread) { run(thread); });
   for (const Segment& segment : segments) {
@@ -238,7 +229,7 @@ void Model::run_layer(int thread, int layer, int num_rows) {
     for (int item = first; item < last; item++) attend(thread, layer, attention_items_[item]);
   });
   then_rows(num_rows, [=](int row) {
-    mixed_in_.encode(kernels_, row, mixed_.data() + static_cast<size_t>(row) * query_columns_);
+    mixed_in_.encode(row, mixed_.data() + static_cast<size_t>(row) * query_columns_);
   });
 
   multiply(thread, {&mixed_in_, layer, kOutput, 1, {x_.data()}, hidden_stride, Store::kAdd});
@@ -270,7 +261,7 @@ void Model::start_row(int row) {
 void Model::encode_normed(int row, const float* norm) {
   const size_t at = static_cast<size_t>(row) * hidden_stride_;
   kernels_.rms_norm(x_.data() + at, norm, architecture_.hidden_size, architecture_.norm_eps, normed_.data() + at);
-  hidden_in_.encode(kernels_, row, normed_.data() + at);
+  hidden_in_.encode(row, normed_.data() + at);
 }
 
 void Model::finish_logit_row(int index) {
@@ -278,11 +269,11 @@ void Model::finish_logit_row(int index) {
   const size_t to = static_cast<size_t>(index) * hidden_stride_;
   kernels_.rms_norm(x_.data() + from, weights_.final_norm, architecture_.hidden_size, architecture_.norm_eps,
                     normed_.data() + to);
-  head_in_.encode(kernels_, index, normed_.data() + to);
+  head_in_.encode(index, normed_.data() + to);
 }
 
 void Model::run_head(int num_rows) {
-  const Rows rows = head_in_.rows();
+  const Rows& rows = head_in_.rows();
   const Matrix &high = weights_.head.high, &low = weights_.head.low;
   const int num_tiles = high.num_tiles();
   team_.share(num_tiles, kTileGrain, [&](int first, int last) {
@@ -446,9 +437,10 @@ void Model::multiply_tiles(int thread, const Product& product, int slot, int fir
 void Model::gate_and_up(int thread, int layer) {
   const int num_items = num_low_rank_items(layer, kGate, 2), num_rows = static_cast<int>(rows_.size());
   team_.share_first(num_items, [&](int item) { run_low_rank_item(layer, kGate, 2, hidden_in_, item); });
+  const int step = kGateRows / hidden_in_.rows().block_rows * hidden_in_.rows().block_rows;  // whole blocks
   team_.share(intermediate_stride_ / kGroupInputs, 1, [&](int first, int last) {
-    for (int row = 0; row < num_rows; row += kGateRows) {
-      const int count = num_rows - row < kGateRows ? num_rows - row : kGateRows;
+    for (int row = 0; row < num_rows; row += step) {
+      const int count = num_rows - row < step ? num_rows - row : step;
       for (int group = first; group < last; group += kGateGroups) {
         const int end = group + kGateGroups < last ? group + kGateGroups : last;
         gate_columns(thread, layer, group, end, row, count, num_items);
@@ -477,7 +469,7 @@ void Model::gate_columns(int thread, int layer, int first_group, int last_group,
     float* gate = scratch.gate.data() + static_cast<size_t>(row) * kGateColumns;
     kernels_.gate(gate, scratch.up.data() + static_cast<size_t>(row) * kGateColumns, num_columns);
     for (int column = num_real; column < num_columns; column++) gate[column] = 0.0f;  // padding of the last group
-    gated_in_.encode_groups(kernels_, first_row + row, first_group, last_group, gate);
+    gated_in_.encode_groups(first_row + row, first_group, last_group, gate);
   }
 }
 
@@ -538,13 +530,11 @@ Rows Model::encode_low_rank(int thread, int slot, int first_row, int num_rows, i
   if (is_float_) return rows;
   rows.group_inputs = round_up(rank, kTileRows);
   rows.num_groups = 1;
-  rows.values = scratch.values.data();
-  rows.scales = scratch.scales.data();
-  rows.offsets = scratch.offsets.data();
-  for (int i = 0; i < num_rows; i++) {
-    kernels_.quantise(rows.dense + rows.dense_stride * i, 1, rows.group_inputs,
-                      scratch.values.data() + static_cast<size_t>(i) * rows.group_inputs, scratch.scales.data() + i,
-                      scratch.offsets.data() + i);
+  rows.block_rows = num_rows;
+  rows.records = scratch.low_rank.data();
+  for (int row = 0; row < num_rows; row++) {
+    kernels_.quantise(rows.dense + rows.dense_stride * row, 1, rows.group_inputs,
+                      scratch.low_rank.data() + rows.offset_of(row), rows.group_stride());
   }
   return rows;
 }

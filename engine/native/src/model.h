@@ -109,18 +109,20 @@ class Model {
 
  private:
   // Rows in the form that products read, made row by row.
-  struct Encoded {
+  class Encoded {
+   public:
     Encoded() = default;
-    Encoded(int max_rows, int inputs, bool is_float);
-    void encode(const Kernels&, int row, const float* x);
-    void encode_groups(const Kernels&, int row, int first, int last, const float* x);
-    Rows rows() const;
+    Encoded(const Kernels& kernels, int max_rows, int inputs, bool is_float);
+    void start(int num_rows);  // of a step; blocks are of equal height, so that 17 rows run as 9 + 8 and not as 16 + 1
+    void encode(int row, const float* x) { encode_groups(row, 0, rows_.num_groups, x); }
+    void encode_groups(int row, int first_group, int last_group, const float* x);
+    const Rows& rows() const { return rows_; }
 
-    int num_groups = 0;
-    Buffer<float> dense;  // [max_rows, num_groups * 32] for float32 weights
-    Buffer<int8_t> values;
-    Buffer<float> scales;
-    Buffer<int32_t> offsets;
+   private:
+    const Kernels* kernels_ = nullptr;
+    Rows rows_;
+    Buffer<float> dense_;  // [max_rows, num_groups * 32] for float32 weights
+    Buffer<uint8_t> records_;
   };
   struct Row {
     int segment;

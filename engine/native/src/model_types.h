@@ -56,24 +56,38 @@ struct Matrix {
   }
 };
 
-// Rows that enter a product: int8 with one scale per group, and beside it what the zero point of 4-bit weights adds.
-// For float32 weights the rows are read as they were.
+// Rows that enter a product, as it reads them: blocks of some rows, in a block group after group, in a group a record per
+// row. A product passes over a block from its first byte to its last while the weights of a tile pass by.
 //
-//   dense    [num_rows, dense_stride]
-//   values   [num_rows, num_groups * group_inputs], a group's scale is its largest magnitude / 127
-//   scales   [num_rows, num_groups]
-//   offsets  [num_rows, num_groups], -8 * the sum of the group's values
+//   record   group_inputs int8 values, an int32 offset, a float32 scale
+//
+// The scale is the group's largest magnitude / 127; the offset, -8 * the sum of the values, is what the zero point of 4-bit
+// weights adds. For float32 weights the rows stay as they were: dense [num_rows, dense_stride].
+constexpr int kRecordTailBytes = sizeof(int32_t) + sizeof(float);
 struct Rows {
   const float* dense = nullptr;
   size_t dense_stride = 0;
-  const int8_t* values = nullptr;
-  const float* scales = nullptr;
-  const int32_t* offsets = nullptr;
+  const uint8_t* records = nullptr;
   int num_groups = 0;
   int group_inputs = kGroupInputs;
+  int block_rows = 1;
 
-  size_t value_stride() const { return static_cast<size_t>(num_groups) * group_inputs; }
+  size_t record_bytes() const { return group_inputs + kRecordTailBytes; }
+  size_t group_stride() const { return block_rows * record_bytes(); }
+  size_t offset_of(int row) const { return row / block_rows * num_groups * group_stride() + row % block_rows * record_bytes(); }
 };
+constexpr int kRecordBytes = kGroupInputs + kRecordTailBytes;  // of the base's groups of 32
+
+static inline int32_t offset_in(const uint8_t* record, size_t group_inputs) {
+  int32_t offset;
+  __builtin_memcpy(&offset, record + group_inputs, sizeof offset);
+  return offset;
+}
+static inline float scale_in(const uint8_t* record, size_t group_inputs) {
+  float scale;
+  __builtin_memcpy(&scale, record + group_inputs + sizeof(int32_t), sizeof scale);
+  return scale;
+}
 
 // Whether a product replaces what lies in its output or is added to it.
 enum class Store { kSet, kAdd };
