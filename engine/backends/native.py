@@ -71,6 +71,7 @@ class NativeBackend:
 
     def __init__(self, bundle: Path, config: EngineConfig, core: Any = socle_native) -> None:
         """Open a base. `core` has the compiled module's interface: tests pass one that runs on another processor."""
+        _check(config, core.instruction_sets())
         weights = BaseWeights.open(bundle)
         self._core = core
         self._manifest = weights.manifest
@@ -82,7 +83,7 @@ class NativeBackend:
             architecture=_core_architecture(weights.architecture),
             rope_frequencies=rope_frequencies(weights.architecture).tolist(),
             instruction_set=config.instruction_set,
-            num_threads=config.num_threads or len(os.sched_getaffinity(0)),
+            num_threads=config.num_threads or len(config.cpus) or len(os.sched_getaffinity(0)),
             cpus=list(config.cpus),
             duty_cycle=config.duty_cycle,
             max_context_tokens=min(config.max_context_tokens, weights.architecture.max_position_embeddings),
@@ -122,7 +123,7 @@ class NativeBackend:
         """All rows in one pass over the weights. The logits are views that the next step overwrites."""
         logits = self._model.step([self._core_segment(segment) for segment in segments])  # [logit rows, vocab_size]
         ends = np.cumsum([len(segment.logit_rows) for segment in segments])
-        return np.split(logits, ends[:-1])
+        return np.split(logits, ends[:-1]) if segments else []
 
     def close(self) -> None:
         """Drop weights, adapters and threads."""
@@ -135,6 +136,16 @@ class NativeBackend:
         adapter = None if segment.adapter is None else self._adapters[segment.adapter]
         token_ids = np.ascontiguousarray(segment.token_ids, np.int32)
         return segment.state.core, token_ids, parents, adapter, np.array(segment.logit_rows, np.int32)
+
+
+def _check(config: EngineConfig, instruction_sets: Sequence[str]) -> None:
+    if config.instruction_set not in ("auto", *instruction_sets):
+        raise UnsupportedInputError(
+            f"instruction_set is {config.instruction_set}: this processor runs auto, {', '.join(instruction_sets)}"
+        )
+    num_cpus = os.sysconf("SC_NPROCESSORS_CONF")  # those that sleep now, too
+    if any(cpu >= num_cpus for cpu in config.cpus):
+        raise UnsupportedInputError(f"cpus is {config.cpus}: this machine has CPUs 0 to {num_cpus - 1}")
 
 
 def core_weights(weights: BaseWeights, core: socle_native.Weights) -> socle_native.Weights:

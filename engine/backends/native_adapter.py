@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from engine.artifact import Architecture
 from engine.backends.weights import LoraMatrices
+from engine.errors import BundleError
 from engine.layout import GROUP_INPUTS, TILE_ROWS, ZERO_POINT, pack
 from engine.parameters import LAYER_LINEARS, layer_path
 
@@ -26,14 +27,19 @@ _ZERO = ZERO_POINT[8]
 def pack_adapter(
     modules: Mapping[str, LoraMatrices], architecture: Architecture, adapter: socle_native.Adapter, *, is_float: bool
 ) -> int:
-    """Fill the core's empty `adapter`; returns its bytes. `is_float` keeps float32, for a base of float32."""
+    """Fill the core's empty `adapter`; returns its bytes. `is_float` keeps float32, for a base of float32.
+
+    Raises `BundleError` for values that are not finite.
+    """
     size_bytes = 0
     for layer in range(architecture.num_hidden_layers):
         for number, name in enumerate(LAYER_LINEARS):
-            module = modules.get(f"{layer_path(layer)}.{name}")
-            if module is None:
+            path = f"{layer_path(layer)}.{name}"
+            if path not in modules or not modules[path].a.size:
                 continue
-            a, b = module.a.astype(np.float32), module.b.astype(np.float32)
+            a, b = modules[path].a.astype(np.float32), modules[path].b.astype(np.float32)
+            if not (np.isfinite(a).all() and np.isfinite(b).all()):
+                raise BundleError(f"the adapter's {path} holds values that are not finite: fetch it again")
             packed_a, packed_b = (a.view(np.uint8), b.view(np.uint8)) if is_float else _pack_pair(a, b)
             (rank, inputs), rows = a.shape, len(b)
             adapter.set(layer, number, packed_a, packed_b, rank, rows, inputs, 32 if is_float else 8)

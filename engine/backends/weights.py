@@ -126,6 +126,8 @@ class AdapterWeights:
         """Map an adapter's weights; raises `BundleError` if they are not those that the manifest describes."""
         manifest, digest = read_adapter(bundle)
         file, shapes = _open(bundle / ADAPTER_WEIGHTS), linear_modules(base.architecture)
+        if not manifest.ranks:
+            raise BundleError("the adapter changes nothing")
         if unknown := sorted(set(manifest.ranks) - set(shapes)):
             raise BundleError(f"the adapter changes {unknown[0]:.120}, which the base does not have")
         modules = {}

@@ -17,11 +17,23 @@ void KvState::rewind(int num_tokens) {
                                 std::to_string(num_tokens_));
   }
   num_tokens_ = num_tokens;
+  tree_.clear();
 }
 
-void KvState::accept(const int* slots, int num_slots) {
-  for (int i = 0; i < num_slots; i++) move_position(num_tokens_ + slots[i], num_tokens_ + i);
-  num_tokens_ += num_slots;
+void KvState::extend(int num_tokens) {
+  num_tokens_ += num_tokens;
+  tree_.clear();
+}
+
+void KvState::accept(const int* rows, int num_rows) {
+  for (int i = 0, parent = -1; i < num_rows; parent = rows[i++]) {
+    if (rows[i] < 0 || rows[i] >= static_cast<int>(tree_.size()) || tree_[rows[i]] != parent) {
+      throw std::invalid_argument("row " + std::to_string(rows[i]) + " of the last step's tree does not follow row " +
+                                  std::to_string(parent));
+    }
+  }
+  for (int i = 0; i < num_rows; i++) move_position(num_tokens_ + rows[i], num_tokens_ + i);
+  extend(num_rows);
 }
 
 void KvState::move_position(int from, int to) {

@@ -36,9 +36,12 @@ class KvState {
   // Forgets all but the first `num_tokens`.
   void rewind(int num_tokens);
   // Announces tokens whose keys and values were written behind the last one.
-  void extend(int num_tokens) { num_tokens_ += num_tokens; }
-  // Takes the tokens that lie `slots` (ascending) behind the last one as the next ones, and drops the others.
-  void accept(const int* slots, int num_slots);
+  void extend(int num_tokens);
+  // Announces the rows of a tree that were written there; the last token is the parent -1.
+  void offer(const int32_t* parents, int num_rows) { tree_.assign(parents, parents + num_rows); }
+  // Takes a branch of the tree as the next tokens, and drops its other rows. Throws std::invalid_argument if these rows
+  // are no branch of it.
+  void accept(const int* rows, int num_rows);
 
   // The tile of 16 positions of one layer and head.
   uint8_t* tile(int layer, int kv_head, int tile_index) const {
@@ -54,6 +57,7 @@ class KvState {
   size_t tile_bytes_;
   int max_tokens_;
   int num_tokens_ = 0;
+  std::vector<int32_t> tree_;  // parents of the rows that the last step left behind the last token
   std::vector<Buffer<uint8_t>> blocks_;
 };
 

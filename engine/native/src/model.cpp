@@ -114,6 +114,9 @@ void Model::check(const std::vector<Segment>& segments) const {
   for (const Segment& segment : segments) {
     check_segment(segment);
     num_rows += segment.num_rows;
+    for (const Segment* other = segments.data(); other != &segment; other++) {
+      if (other->state == segment.state) throw std::invalid_argument("two segments of a step have the same state");
+    }
   }
   if (num_rows > settings_.max_step_rows) {
     throw std::length_error(text(num_rows) + " rows in one step, at most " + text(settings_.max_step_rows) + " are possible");
@@ -121,6 +124,7 @@ void Model::check(const std::vector<Segment>& segments) const {
 }
 
 void Model::check_segment(const Segment& s) const {
+  if (!s.state) throw std::invalid_argument("the state of a segment is closed");
   const int room = s.state->max_tokens() - s.state->num_tokens();
   if (s.num_rows > room || s.state->max_tokens() > settings_.max_context_tokens) {
     throw std::length_error("no room for " + text(s.num_rows) + " tokens: " + text(s.state->num_tokens()) + " of " +
@@ -138,9 +142,10 @@ void Model::check_segment(const Segment& s) const {
       throw std::invalid_argument("row " + text(i) + " follows row " + text(s.parents[i]) + ": a parent comes first");
     }
   }
-  for (int i = 0; i < s.num_logit_rows; i++) {
-    if (s.logit_rows[i] < 0 || s.logit_rows[i] >= s.num_rows) {
-      throw std::invalid_argument("logits of row " + text(s.logit_rows[i]) + " of " + text(s.num_rows));
+  for (int i = 0, previous = -1; i < s.num_logit_rows; previous = s.logit_rows[i++]) {
+    if (s.logit_rows[i] <= previous || s.logit_rows[i] >= s.num_rows) {
+      throw std::invalid_argument("logits of row " + text(s.logit_rows[i]) + " of " + text(s.num_rows) + ", after row " +
+                                  text(previous) + ": rows ascend");
     }
   }
 }
@@ -183,7 +188,11 @@ const float* Model::step(const std::vector<Segment>& segments) {
   segments_ = &segments;
   team_.run([this](int thread) { run(thread); });
   for (const Segment& segment : segments) {
-    if (!segment.parents) segment.state->extend(segment.num_rows);
+    if (segment.parents) {
+      segment.state->offer(segment.parents, segment.num_rows);
+    } else {
+      segment.state->extend(segment.num_rows);
+    }
   }
   return logits_.data();
 }
