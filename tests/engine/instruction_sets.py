@@ -1,0 +1,185 @@
+"""Each instruction set of the native core behind one object, so that one test runs them all, and its layouts in numpy.
+
+A set that runs elsewhere, such as under an emulator, is an `InstructionSet` whose `core` has the interface of
+`socle_native`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import socle_native
+from numpy.typing import NDArray
+
+from engine.backends.native import NativeBackend
+from engine.backends.native_adapter import pack_low_rank
+from engine.config import EngineConfig
+from engine.layout import GROUP_INPUTS, SCALE_BYTES, TILE_ROWS, ZERO_POINT, dequantise, pack
+
+F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
+Encoding = Literal["int4", "int8", "low_rank", "float32"]
+KvType = Literal["fp16", "int8"]
+
+TILE_POSITIONS = 16
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """Rows as they enter a product: values [rows, padded inputs], scales and offsets [rows, groups]."""
+
+    values: NDArray[np.int8]
+    scales: F32
+    offsets: NDArray[np.int32]
+
+    @property
+    def dense(self) -> NDArray[np.float64]:
+        """What the values stand for, [rows, padded inputs]."""
+        groups = self.values.reshape(*self.scales.shape, -1)  # [rows, groups, group inputs]
+        return (groups * self.scales[..., None].astype(np.float64)).reshape(self.values.shape)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A matrix [rows, inputs] in the form that products read, and what it stands for."""
+
+    encoding: Encoding
+    blocks: U8
+    dense: F32
+
+    @property
+    def rows(self) -> int:
+        return len(self.dense)
+
+    @property
+    def inputs(self) -> int:
+        return self.dense.shape[1]
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.rows // TILE_ROWS)
+
+    @property
+    def group_inputs(self) -> int:
+        return padded(self.inputs, TILE_ROWS) if self.encoding == "low_rank" else GROUP_INPUTS
+
+
+@dataclass(frozen=True)
+class InstructionSet:
+    name: str
+    core: Any = socle_native
+
+    def __str__(self) -> str:
+        return self.name
+
+    def open(self, bundle: Path, **settings: Any) -> NativeBackend:
+        """A back end on this base."""
+        return NativeBackend(bundle, EngineConfig(instruction_set=self.name, **settings), self.core)
+
+    def quantise(self, x: F32, group_inputs: int = GROUP_INPUTS) -> Quantised:
+        """Rows [rows, inputs], padded to whole groups with zeros."""
+        whole = np.pad(x, ((0, 0), (0, -x.shape[1] % group_inputs)))
+        values, scales, offsets = self.core.kernels.quantise(self.name, whole, group_inputs)
+        return Quantised(values.reshape(whole.shape), scales.reshape(len(x), -1), offsets.reshape(len(x), -1))
+
+    def product(
+        self, matrix: Stored, x: Quantised | F32, *, rows: slice | None = None, tiles: slice | None = None, start=None
+    ) -> F32:
+        """x W^T [rows, 16 * tiles] of some rows of x and tiles of W, added to `start`."""
+        num_rows = len(x) if isinstance(x, np.ndarray) else len(x.values)
+        first_row, last_row, _ = (rows or slice(None)).indices(num_rows)
+        first_tile, last_tile, _ = (tiles or slice(None)).indices(matrix.tiles)
+        entering = {"dense": x} if isinstance(x, np.ndarray) else vars(x)
+        out = self.core.kernels.product(
+            self.name,
+            matrix.encoding,
+            matrix.blocks,
+            matrix.rows,
+            matrix.inputs,
+            num_rows=num_rows,
+            part=(first_row, last_row, first_tile, last_tile),
+            start=start,
+            **entering,
+        )
+        return out.reshape(last_row - first_row, -1)
+
+    def rms_norm(self, x: F32, weight: F32, eps: float) -> F32:
+        return self.core.kernels.rms_norm(self.name, x, weight, eps)
+
+    def rotate(self, head: F32, cos: F32, sin: F32) -> F32:
+        return self.core.kernels.rotate(self.name, head, cos, sin)
+
+    def add(self, x: F32, y: F32) -> F32:
+        return self.core.kernels.add(self.name, x, y)
+
+    def scale(self, x: F32, factor: float) -> F32:
+        return self.core.kernels.scale(self.name, x, factor)
+
+    def gate(self, gate: F32, up: F32) -> F32:
+        return self.core.kernels.gate(self.name, gate, up)
+
+    def arg_max(self, x: F32) -> int:
+        return self.core.kernels.arg_max(self.name, x)
+
+    def store_kv(self, kv_type: KvType, keys: F32, values: F32) -> U8:
+        """Tiles [tiles, bytes] of keys and values [positions, head_dim]."""
+        return self.core.kernels.store_kv(self.name, kv_type, keys, values).reshape(-(-len(keys) // TILE_POSITIONS), -1)
+
+    def attend(self, kv_type: KvType, keys: F32, values: F32, queries: F32, seen: NDArray[np.int32]) -> F32:
+        """What queries [queries, head_dim] make of the positions seen[i, 0] .. seen[i, 1] - 1 of keys and values."""
+        begins, ends = np.ascontiguousarray(seen.T)
+        out = self.core.kernels.attend(self.name, kv_type, keys.shape[1], keys, values, queries, begins, ends)
+        return out.reshape(queries.shape)
+
+
+INSTRUCTION_SETS = [InstructionSet(name) for name in socle_native.instruction_sets()]
+PORTABLE = InstructionSet("portable")
+
+
+def padded(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def stored(generator: np.random.Generator, encoding: Encoding, rows: int, inputs: int) -> Stored:
+    """A random matrix, its values and scales over their whole range."""
+    if encoding == "float32":
+        dense = generator.standard_normal((rows, inputs)).astype(np.float32)
+        return Stored(encoding, dense.view(np.uint8), dense)
+    if encoding == "low_rank":
+        blocks = pack_low_rank(generator.standard_normal((rows, inputs)).astype(np.float32))
+        return Stored(encoding, blocks, unpack_low_rank(blocks, rows, inputs))
+    bits = 4 if encoding == "int4" else 8
+    values = generator.integers(0, 2**bits, (rows, inputs), dtype=np.uint8)
+    scales = generator.uniform(-1, 1, (rows, -(-inputs // GROUP_INPUTS))).astype(np.float16)
+    blocks = pack(values, scales, bits)
+    return Stored(encoding, blocks, dequantise(blocks, bits, rows, inputs))
+
+
+def unpack_low_rank(blocks: U8, rows: int, rank: int) -> F32:
+    """The matrix [rows, rank] that `pack_low_rank` made blocks of."""
+    scales = np.ascontiguousarray(blocks[:, :SCALE_BYTES]).view(np.float16).astype(np.float32)  # [tiles, 16]
+    lanes = blocks[:, SCALE_BYTES:].reshape(len(blocks), -1, TILE_ROWS, 4)  # [tiles, vectors, 16, 4]
+    values = lanes.transpose(0, 2, 1, 3).reshape(len(blocks), TILE_ROWS, -1).astype(np.float32) - ZERO_POINT[8]
+    return (values * scales[..., None]).reshape(len(blocks) * TILE_ROWS, -1)[:rows, :rank]
+
+
+def read_tiles(tiles: U8, kv_type: KvType, num_positions: int, head_dim: int) -> tuple[F32, F32]:
+    """Keys and values [positions, head_dim] that tiles stand for."""
+    dtype, element = (np.dtype("<f2"), 2) if kv_type == "fp16" else (np.dtype("i1"), 1)
+    scale_bytes = 0 if kv_type == "fp16" else 4 * TILE_POSITIONS
+    key_bytes = element * TILE_POSITIONS * head_dim
+    stride = padded(head_dim, TILE_POSITIONS)
+    value_bytes = element * TILE_POSITIONS * stride
+    keys, key_scales, values, value_scales, _ = np.split(
+        tiles, np.cumsum([key_bytes, scale_bytes, value_bytes, scale_bytes]), axis=1
+    )
+    keys = np.ascontiguousarray(keys).view(dtype).reshape(len(tiles), head_dim, TILE_POSITIONS).transpose(0, 2, 1)
+    values = np.ascontiguousarray(values).view(dtype).reshape(len(tiles), TILE_POSITIONS, stride)[..., :head_dim]
+    pairs = []
+    for array, scales in ((keys, key_scales), (values, value_scales)):
+        factor = np.ascontiguousarray(scales).view(np.float32)[..., None] if kv_type == "int8" else np.float32(1)
+        pairs.append((array.astype(np.float32) * factor).reshape(-1, head_dim)[:num_positions])
+    return pairs[0], pairs[1]
