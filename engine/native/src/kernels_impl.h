@@ -125,13 +125,10 @@ void rms_norm(const float* x, const float* weight, int n, float eps, float* out)
 
 // The largest magnitude, or NaN if a value is not finite: nothing bad is rounded away.
 inline float magnitude_of(const float* x, int n) {
-  Vec top = zeros(), poison = zeros();
-  for (int i = 0; i < n; i += kVecLanes) {
-    const Vec v = load_up_to(x + i, n - i);
-    top = max(top, abs(v));
-    poison = fma(v, zeros(), poison);
-  }
-  return largest(top) + sum(poison);
+  Vec magnitudes = zeros();
+  for (int i = 0; i < n; i += kVecLanes) magnitudes = larger_magnitude(magnitudes, load_up_to(x + i, n - i));
+  const float top = largest_magnitude(magnitudes);
+  return top + (top - top);
 }
 
 // What brings magnitudes up to `top` into int8. Below 127 / FLT_MAX it would be infinite: such values are rounded to 0.
@@ -143,7 +140,11 @@ void quantise(const float* x, int num_groups, int group_inputs, uint8_t* record,
     const Vec factor = all(int8_factor(top));
     auto* values = reinterpret_cast<int8_t*>(record);
     int32_t total = 0;
-    for (int i = 0; i < group_inputs; i += kVecLanes) total += store_int8(values + i, mul(load(x + i), factor));
+    int i = 0;
+    for (; i + 2 * kVecLanes <= group_inputs; i += 2 * kVecLanes) {
+      total += store_int8_pair(values + i, mul(load(x + i), factor), mul(load(x + i + kVecLanes), factor));
+    }
+    if (i < group_inputs) total += store_int8(values + i, mul(load(x + i), factor));
     const int32_t offset = -8 * total;
     const float scale = top / 127.0f;
     __builtin_memcpy(record + group_inputs, &offset, sizeof offset);

@@ -59,6 +59,7 @@ inline int store_int8(int8_t* p, Vec x) {
   vst1q_s8(p, vcombine_s8(vqmovn_s16(low), vqmovn_s16(high)));
   return vaddvq_s32(vaddq_s32(vaddq_s32(rounded[0], rounded[1]), vaddq_s32(rounded[2], rounded[3])));
 }
+inline int store_int8_pair(int8_t* p, Vec a, Vec b) { return store_int8(p, a) + store_int8(p + 16, b); }
 
 inline Vec add(Vec a, Vec b) {
   return each([&](int i) { return vaddq_f32(a.quarter[i], b.quarter[i]); });
@@ -84,8 +85,11 @@ inline Vec max(Vec a, Vec b) {
 inline Vec min(Vec a, Vec b) {
   return each([&](int i) { return smaller_of(a.quarter[i], b.quarter[i]); });
 }
-inline Vec abs(Vec a) {
-  return each([&](int i) { return vabsq_f32(a.quarter[i]); });
+inline Vec larger_magnitude(Vec a, Vec b) {
+  return each([&](int i) {
+    const uint32x4_t magnitude = vandq_u32(vreinterpretq_u32_f32(b.quarter[i]), vdupq_n_u32(0x7FFFFFFF));
+    return vreinterpretq_f32_u32(vmaxq_u32(vreinterpretq_u32_f32(a.quarter[i]), magnitude));
+  });
 }
 inline Vec round(Vec a) {
   return each([&](int i) { return vrndnq_f32(a.quarter[i]); });
@@ -114,6 +118,14 @@ inline float largest(Vec x) {
   const float32x4_t four = larger_of(larger_of(x.quarter[0], x.quarter[2]), larger_of(x.quarter[1], x.quarter[3]));
   const float32x4_t two = larger_of(four, vextq_f32(four, four, 2));
   return vgetq_lane_f32(larger_of(two, vextq_f32(two, two, 1)), 0);
+}
+inline float largest_magnitude(Vec x) {
+  const uint32x4_t low = vmaxq_u32(vreinterpretq_u32_f32(x.quarter[0]), vreinterpretq_u32_f32(x.quarter[1]));
+  const uint32x4_t high = vmaxq_u32(vreinterpretq_u32_f32(x.quarter[2]), vreinterpretq_u32_f32(x.quarter[3]));
+  const uint32_t bits = vmaxvq_u32(vmaxq_u32(low, high));
+  float magnitude;
+  std::memcpy(&magnitude, &bits, sizeof magnitude);
+  return magnitude;
 }
 
 }  // namespace

@@ -80,6 +80,8 @@ inline int store_int8(int8_t* p, Vec x) {
   }
   return total;
 }
+// The same for two vectors side by side.
+inline int store_int8_pair(int8_t* p, Vec a, Vec b) { return store_int8(p, a) + store_int8(p + 16, b); }
 
 inline Vec add(Vec a, Vec b) {
   return each([&](int i) { return a.lane[i] + b.lane[i]; });
@@ -103,8 +105,12 @@ inline Vec max(Vec a, Vec b) {
 inline Vec min(Vec a, Vec b) {
   return each([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
 }
-inline Vec abs(Vec a) {
-  return each([&](int i) { return std::fabs(a.lane[i]); });
+// The larger of a, which is not negative, and |b|, by their bits: infinity is larger than any number, and NaN than that.
+inline Vec larger_magnitude(Vec a, Vec b) {
+  return each([&](int i) {
+    const uint32_t first = float_to_bits(a.lane[i]), second = float_to_bits(b.lane[i]) & 0x7FFFFFFFu;
+    return bits_to_float(first > second ? first : second);
+  });
 }
 // To the nearest integer, ties to even.
 inline Vec round(Vec a) {
@@ -131,6 +137,12 @@ inline float largest(Vec x) {
   for (int half = 8; half; half /= 2)
     for (int i = 0; i < half; i++) x.lane[i] = x.lane[i] > x.lane[i + half] ? x.lane[i] : x.lane[i + half];
   return x.lane[0];
+}
+// Of lanes that are not negative, by their bits.
+inline float largest_magnitude(Vec x) {
+  uint32_t top = 0;
+  for (const float lane : x.lane) top = float_to_bits(lane) > top ? float_to_bits(lane) : top;
+  return bits_to_float(top);
 }
 
 }  // namespace
