@@ -29,7 +29,7 @@ from engine.artifact import (
     write_manifest,
 )
 from engine.convert.building import building
-from engine.layout import GROUP_INPUTS, TILE_ROWS, ZERO_POINT, block_bytes
+from engine.layout import GROUP_INPUTS, TILE_ROWS, ZERO_POINT, block_bytes, pack_planes
 from engine.parameters import EMBEDDING, HEAD, linear_modules, matrix_modules, vectors
 from engine.tensor_file import TensorSpec, write_tensor_file
 
@@ -38,6 +38,7 @@ WEIGHT_STD: Final = 0.02
 _NO_TOKENIZER: Final = TokenizerInfo("0" * 64, "1" * 64, eos_token_ids=())
 _VALUE_STD: Final = {4: 2.6, 8: 36.0}  # of the stored integers: the largest of a group comes near the end of its range
 
+_TILES_AT_ONCE: Final = 256
 U8 = NDArray[np.uint8]
 
 
@@ -98,8 +99,8 @@ def _specs(architecture: Architecture) -> list[TensorSpec]:
     matrices = []
     for module, (rows, inputs) in matrix_modules(architecture).items():
         assert rows % TILE_ROWS == inputs % GROUP_INPUTS == 0, "random blocks have no padding"
-        bits = 8 if module in (EMBEDDING, HEAD) else 4
-        shape = (rows // TILE_ROWS, inputs // GROUP_INPUTS, block_bytes(bits))
+        blocks = (rows // TILE_ROWS, inputs // GROUP_INPUTS, block_bytes(4))
+        shape = (2, *blocks) if module in (EMBEDDING, HEAD) else blocks
         matrices.append(TensorSpec(f"{module}.weight", "U8", shape))
     return matrices + [TensorSpec(name, "F32", (length,)) for name, length in vectors(architecture).items()]
 
@@ -108,27 +109,36 @@ def _produce(spec: TensorSpec) -> NDArray[Any]:
     """The tensor of this name: the same in every run, whatever the others are."""
     generator = np.random.default_rng(zlib.crc32(spec.name.encode()))
     if spec.dtype == "U8":
-        tiles, groups, size = spec.shape
-        return _random_blocks(generator, tiles, groups, 4 if size == block_bytes(4) else 8)
+        *planes, tiles, groups, _ = spec.shape
+        return _random_planes(generator, tiles, groups) if planes else _random_blocks(generator, tiles, groups)
     if spec.name.endswith("norm.weight"):
         return np.ones(spec.shape, np.float32)
     values = generator.standard_normal(spec.shape, np.float32) * np.float32(WEIGHT_STD)
     return values.astype(np.float16) if spec.dtype == "F16" else values
 
 
-def _random_blocks(generator: np.random.Generator, tiles: int, groups: int, bits: int) -> U8:
-    """Blocks of `engine.layout` [tiles, groups, 288 or 544]."""
-    scales = generator.uniform(0.8, 1.2, (tiles, groups, TILE_ROWS)) * (WEIGHT_STD / _VALUE_STD[bits])
-    blocks = np.empty((tiles, groups, block_bytes(bits)), np.uint8)
+def _random_blocks(generator: np.random.Generator, tiles: int, groups: int) -> U8:
+    """4-bit blocks of `engine.layout` [tiles, groups, 288]."""
+    scales = generator.uniform(0.8, 1.2, (tiles, groups, TILE_ROWS)) * (WEIGHT_STD / _VALUE_STD[4])
+    blocks = np.empty((tiles, groups, block_bytes(4)), np.uint8)
     blocks[:, :, : 2 * TILE_ROWS] = scales.astype(np.float16).view(np.uint8)
-    planes = blocks[:, :, 2 * TILE_ROWS :]
-    if bits == 8:
-        planes[...] = _normal_values(8)[generator.integers(0, 256, planes.shape, np.uint8)]
-    else:
-        nibbles = _normal_values(4)
-        pairs = (nibbles[:, None] << 4 | nibbles[None, :]).ravel()  # [65536], by two random bytes
-        planes[...] = pairs[generator.integers(0, 65_536, planes.shape, np.uint16)]
+    nibbles = _normal_values(4)
+    pairs = (nibbles[:, None] << 4 | nibbles[None, :]).ravel()  # [65536], by two random bytes
+    vectors = blocks[:, :, 2 * TILE_ROWS :]
+    vectors[...] = pairs[generator.integers(0, 65_536, vectors.shape, np.uint16)]
     return blocks
+
+
+def _random_planes(generator: np.random.Generator, tiles: int, groups: int) -> U8:
+    """8 bits in two planes [2, tiles, groups, 288]; some tiles at a time, as packing takes several copies."""
+    planes = np.empty((2, tiles, groups, block_bytes(4)), np.uint8)
+    allowed = np.clip(_normal_values(8), ZERO_POINT[8] - 119, ZERO_POINT[8] + 119)
+    for first in range(0, tiles, _TILES_AT_ONCE):
+        rows = TILE_ROWS * min(_TILES_AT_ONCE, tiles - first)
+        values = allowed[generator.integers(0, 256, (rows, groups * GROUP_INPUTS), np.uint8)]
+        scales = generator.uniform(0.8, 1.2, (rows, groups)) * (WEIGHT_STD / _VALUE_STD[8])
+        planes[:, first : first + rows // TILE_ROWS] = pack_planes(values, scales.astype(np.float16))
+    return planes
 
 
 def _normal_values(bits: int) -> U8:
