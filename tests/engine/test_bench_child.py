@@ -1,5 +1,6 @@
 """The conductor's end of the conversation, with real processes that answer by a script."""
 
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from engine.bench.child import Child, ContestantError
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPT = Path(__file__).with_name("scripted_contestant.py")
 
 
@@ -78,6 +80,25 @@ def test_memory_is_seen_from_outside(start):
     with child.sampled_memory() as peak:
         child.ask("open")
     assert peak.pss_bytes > peak.anonymous_bytes > 0
+
+
+def test_a_contestant_does_not_outlive_a_conductor_that_is_killed(tmp_path):
+    program = f"""
+import os, signal, sys
+from pathlib import Path
+from engine.bench.child import Child
+command = [sys.executable, "-m", "engine.bench.contestants", "onnxruntime"]
+child = Child("orphan", command, log=Path({str(tmp_path / "log")!r}))
+child.ask("export", folder=".")
+print(child._process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, check=False)
+    orphan = Path("/proc") / killed.stdout.decode().strip() / "cmdline"
+    deadline = time.monotonic() + 20
+    while orphan.exists() and b"contestants" in orphan.read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_closing_ends_the_process(start):
