@@ -18,7 +18,7 @@ from engine.bench.child import Child
 from engine.bench.conductor import Plan, Surroundings, run_shape
 from engine.bench.contestants import REGISTRY
 from engine.bench.machine import describe_machine, measure_capability
-from engine.bench.models import ModelFolder, ensure_model
+from engine.bench.models import ModelFolder, ensure_model, fingerprint
 from engine.bench.report import document, table
 from engine.bench.results import Participant, ShapeResults
 from engine.bench.shapes import SHAPES, quick
@@ -52,7 +52,8 @@ def compare(options: argparse.Namespace) -> None:
 
 def _run(shape: str, planned: list[Setting], options: argparse.Namespace) -> ShapeResults:
     architecture = quick(SHAPES[shape]) if options.quick else SHAPES[shape]
-    folder = ModelFolder(options.cache.resolve() / f"{shape}-{architecture.num_hidden_layers}-layers")
+    name = f"{shape}-{architecture.num_hidden_layers}-layers-{fingerprint(architecture)}"
+    folder = ModelFolder(options.cache.resolve() / name)
     results = ShapeResults(shape, architecture, {name: _participant(name) for name in options.only})
     plan = Plan(
         settings=planned,

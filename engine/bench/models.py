@@ -7,6 +7,7 @@ from this bundle, hence all contestants run the same weights.
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,11 @@ class ModelFolder:
     def peer(self, name: str) -> Path:
         """A peer's own directory; it appears when it is whole."""
         return self.path / name
+
+
+def fingerprint(architecture: Architecture) -> str:
+    """Changes with the architecture and with how bundles lay it out, so that no old file is taken for a new one."""
+    return hashlib.sha256(repr((architecture, _specs(architecture))).encode()).hexdigest()[:8]
 
 
 def ensure_model(folder: ModelFolder, architecture: Architecture) -> None:

@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Final
 
 from engine.artifact import Architecture
+from engine.layout import GROUP_INPUTS, TILE_ROWS, block_bytes
 from engine.parameters import EMBEDDING, linear_modules, matrix_modules
 
 QUICK_LAYERS: Final = 4
-_BYTES_PER_WEIGHT: Final = {4: 288 / 512, 8: 544 / 512}  # a block of 512 weights with its 16 fp16 scales
+_BYTES_PER_WEIGHT: Final = block_bytes(4) / (TILE_ROWS * GROUP_INPUTS)  # of one plane of 4 bits, with its scales
 _KV_BYTES_PER_VALUE: Final = 2
 
 _QWEN2 = Architecture(
@@ -59,11 +60,11 @@ def num_weights(architecture: Architecture) -> int:
 
 
 def step_bytes(architecture: Architecture, context: int) -> float:
-    """Bytes that a step must read: every linear layer in 4 bits, the head in 8, the KV cache in fp16."""
+    """Bytes that a step reads: linear layers in one plane of 4 bits, the head in both of its two, the KV cache in fp16."""
     linear = sum(rows * inputs for rows, inputs in linear_modules(architecture).values())
     head = architecture.vocab_size * architecture.hidden_size
     cache = architecture.kv_bytes_per_token(_KV_BYTES_PER_VALUE) * context
-    return linear * _BYTES_PER_WEIGHT[4] + head * _BYTES_PER_WEIGHT[8] + cache
+    return (linear + 2 * head) * _BYTES_PER_WEIGHT + cache
 
 
 def step_macs(architecture: Architecture, rows: int, logit_rows: int) -> int:

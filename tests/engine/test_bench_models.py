@@ -5,8 +5,8 @@ import pytest
 
 from engine.artifact import read_adapter, read_base, verify_files
 from engine.backends.weights import AdapterWeights, BaseWeights
-from engine.bench.models import LORA_RANK, WEIGHT_STD, ModelFolder, ensure_model
-from engine.bench.shapes import SHAPES
+from engine.bench.models import LORA_RANK, WEIGHT_STD, ModelFolder, ensure_model, fingerprint
+from engine.bench.shapes import SHAPES, quick
 from engine.parameters import EMBEDDING, linear_modules, vectors
 
 TINY = SHAPES["tiny"]
@@ -50,6 +50,10 @@ def test_the_same_model_is_made_again(folder, tmp_path):
     again = ModelFolder(tmp_path)
     ensure_model(again, TINY)
     assert read_base(again.base)[1] == read_base(folder.base)[1]
+
+
+def test_the_fingerprint_tells_architectures_apart():
+    assert fingerprint(TINY) == fingerprint(SHAPES["tiny"]) != fingerprint(quick(SHAPES["0.5b"]))
 
 
 def test_what_is_there_is_kept(folder):
