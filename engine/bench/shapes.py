@@ -60,7 +60,7 @@ def num_weights(architecture: Architecture) -> int:
 
 
 def step_bytes(architecture: Architecture, context: int) -> float:
-    """Bytes that a step reads: linear layers in one plane of 4 bits, the head in both of its two, the KV cache in fp16."""
+    """Bytes that a step reads: linear layers in 4 bits, the head in two planes of 4 bits, the KV cache in fp16."""
     linear = sum(rows * inputs for rows, inputs in linear_modules(architecture).values())
     head = architecture.vocab_size * architecture.hidden_size
     cache = architecture.kv_bytes_per_token(_KV_BYTES_PER_VALUE) * context
