@@ -158,6 +158,15 @@ def stored(generator: np.random.Generator, encoding: Encoding, rows: int, inputs
     return Stored(encoding, blocks, dequantise(blocks, bits, rows, inputs))
 
 
+def rounded(x: F32, kv_type: KvType) -> F32:
+    """Vectors of the last axis as a cache keeps them: fp16, or int8 with a scale for each vector."""
+    if kv_type == "fp16":
+        return x.astype(np.float16).astype(np.float32)
+    top = np.abs(x).max(axis=-1, keepdims=True)
+    factor = np.divide(np.float32(127), top, out=np.zeros_like(top), where=top > 0)
+    return np.rint(x * factor) * (top / np.float32(127))
+
+
 def unpack_low_rank(blocks: U8, rows: int, rank: int) -> F32:
     """The matrix [rows, rank] that `pack_low_rank` made blocks of."""
     scales = np.ascontiguousarray(blocks[:, :SCALE_BYTES]).view(np.float16).astype(np.float32)  # [tiles, 16]

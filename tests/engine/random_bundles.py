@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -79,18 +80,28 @@ def make_base(
 
 
 def make_adapter(
-    bundle: Path, base_bundle: Path, *, rank: int = 4, seed: int = 1, only: str = "", scale: float = 0.5
+    bundle: Path,
+    base_bundle: Path,
+    *,
+    rank: int | Mapping[str, int] = 4,
+    seed: int = 1,
+    only: str = "",
+    scale: float = 0.5,
 ) -> str:
-    """An adapter bundle for all modules whose path contains `only`; returns its digest."""
+    """An adapter bundle for all modules whose path contains `only`; returns its digest.
+
+    `rank` is that of all, or of each by its last name, such as `q_proj`; modules that it does not name are left out.
+    """
     base, base_digest = read_base(base_bundle)
     generator = np.random.default_rng(seed)
     dtype = np.float32 if base.weights == "float32" else np.float16
     ranks, tensors = {}, {}
     for module, (rows, inputs) in linear_modules(base.architecture).items():
-        if only in module:
-            ranks[module] = rank
-            tensors[f"{module}.lora_A"] = (generator.standard_normal((rank, inputs)) / inputs**0.5).astype(dtype)
-            tensors[f"{module}.lora_B"] = (scale * generator.standard_normal((rows, rank))).astype(dtype)
+        its_rank = rank if isinstance(rank, int) else rank.get(module.rpartition(".")[2], 0)
+        if only in module and its_rank:
+            ranks[module] = its_rank
+            tensors[f"{module}.lora_A"] = (generator.standard_normal((its_rank, inputs)) / inputs**0.5).astype(dtype)
+            tensors[f"{module}.lora_B"] = (scale * generator.standard_normal((rows, its_rank))).astype(dtype)
     bundle.mkdir()
     write_tensors(bundle / ADAPTER_WEIGHTS, tensors)
     binding = BaseBinding(base_digest, base.tokenizer.tokenizer_sha256, base.tokenizer.chat_template_sha256)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.backends.reference import silu, softmax
-from tests.engine.instruction_sets import INSTRUCTION_SETS, PORTABLE, read_tiles, stored
+from tests.engine.instruction_sets import INSTRUCTION_SETS, PORTABLE, read_tiles, rounded, stored
 
 QUANTISED = ("int4", "int8", "low_rank")
 BAD = (np.nan, np.inf, -np.inf)
@@ -219,14 +219,6 @@ def test_keys_and_values_are_stored_where_attention_reads_them(kernels, kv_type,
     for kept, original in zip(read_tiles(tiles, kv_type, *keys.shape), (keys, values), strict=True):
         np.testing.assert_array_equal(kept, rounded(original, kv_type))
     np.testing.assert_array_equal(tiles, PORTABLE.store_kv(kv_type, keys, values))
-
-
-def rounded(x, kv_type):
-    """[positions, head_dim] as the cache keeps them: fp16, or int8 with a scale for each position."""
-    if kv_type == "fp16":
-        return x.astype(np.float16).astype(np.float32)
-    top = np.abs(x).max(axis=1, keepdims=True)
-    return np.rint(x * (np.float32(127) / top)) * (top / np.float32(127))
 
 
 @pytest.mark.parametrize("kv_type", ["fp16", "int8"])
