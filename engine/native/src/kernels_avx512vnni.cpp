@@ -76,9 +76,7 @@ struct TileProduct {
     const size_t group_inputs = record_bytes - kRecordTailBytes;
     const __m512 weight_scale = load_half(reinterpret_cast<const uint16_t*>(block));
     __m512i dots[num_rows];
-    for (int r = 0; r < num_rows; r++) {
-      dots[r] = zero_point<Encoding::kLowRank>(offset_in(records + r * record_bytes, group_inputs));
-    }
+    for (int r = 0; r < num_rows; r++) dots[r] = _mm512_setzero_si512();
     for (int v = 0; v < num_vectors; v++) {
       const __m512i weights = _mm512_loadu_si512(block + kScaleBytes + kVectorBytes * v);
       for (int r = 0; r < num_rows; r++) {
@@ -86,7 +84,9 @@ struct TileProduct {
       }
     }
     for (int r = 0; r < num_rows; r++) {
-      const float scale = scale_in(records + r * record_bytes, group_inputs);
+      const uint8_t* record = records + r * record_bytes;
+      const float scale = scale_in(record, group_inputs);
+      dots[r] = _mm512_add_epi32(dots[r], zero_point<Encoding::kLowRank>(offset_in(record, group_inputs)));
       write(out + r * out_stride, _mm512_mul_ps(_mm512_cvtepi32_ps(dots[r]), _mm512_mul_ps(weight_scale, _mm512_set1_ps(scale))), store);
     }
   }

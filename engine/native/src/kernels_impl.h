@@ -290,24 +290,42 @@ inline Span visible_to_any(const Attention& a) {
   return span;
 }
 
-// scores[query][position] = query . key, position by position in lanes, dimension after dimension.
-template <class Kv, int num_queries>
-void score_tiles(const Attention& a, int first_query, Span span) {
+// scores[query][position] = query . key, positions in lanes, dimension after dimension. Two tiles at a time, where there
+// are two, share the broadcast of a query's dimension.
+template <class Kv, int num_queries, int num_tiles>
+void score_tiles(const Attention& a, int first_query, int tile, const uint8_t* next) {
   const float* const* queries = a.queries + first_query;
-  for (int tile = span.begin / kTilePositions; tile * kTilePositions < span.end; tile++) {
-    const auto* keys = keys_of<Kv>(a.tiles[tile]);
-    Vec total[num_queries];
-    for (int q = 0; q < num_queries; q++) total[q] = zeros();
-    for (int d = 0; d < a.layout.head_dim; d++) {
-      const Vec key = Kv::load_sixteen(keys + d * kTilePositions);
-      for (int q = 0; q < num_queries; q++) total[q] = fma(all(queries[q][d]), key, total[q]);
-    }
-    const Vec scale = Kv::kHasScales ? load(key_scales(a.layout, a.tiles[tile])) : all(1.0f);
+  const typename Kv::Element* keys[num_tiles];
+  Vec total[num_queries][num_tiles];
+  for (int t = 0; t < num_tiles; t++) {
+    keys[t] = keys_of<Kv>(a.tiles[tile + t]);
+    for (int q = 0; q < num_queries; q++) total[q][t] = zeros();
+  }
+  for (int d = 0; d < a.layout.head_dim; d++) {
+    if (d % 2 == 0) __builtin_prefetch(next + d * kTilePositions * sizeof(typename Kv::Element));
+    Vec key[num_tiles];
+    for (int t = 0; t < num_tiles; t++) key[t] = Kv::load_sixteen(keys[t] + d * kTilePositions);
     for (int q = 0; q < num_queries; q++) {
-      float* scores = a.scores + (first_query + q) * a.score_stride + tile * kTilePositions;
-      store(scores, Kv::kHasScales ? mul(total[q], scale) : total[q]);
+      const Vec query = all(queries[q][d]);
+      for (int t = 0; t < num_tiles; t++) total[q][t] = fma(query, key[t], total[q][t]);
     }
   }
+  for (int t = 0; t < num_tiles; t++) {
+    for (int q = 0; q < num_queries; q++) {
+      if (Kv::kHasScales) total[q][t] = mul(total[q][t], load(key_scales(a.layout, a.tiles[tile + t])));
+      store(a.scores + (first_query + q) * a.score_stride + (tile + t) * kTilePositions, total[q][t]);
+    }
+  }
+}
+
+template <class Kv, int num_queries>
+void score_span(const Attention& a, int first_query, Span span) {
+  const int end = (span.end + kTilePositions - 1) / kTilePositions;
+  int tile = span.begin / kTilePositions;
+  for (; tile + 2 <= end; tile += 2) {
+    score_tiles<Kv, num_queries, 2>(a, first_query, tile, a.tiles[smaller(tile + 2, end - 1)]);
+  }
+  if (tile < end) score_tiles<Kv, num_queries, 1>(a, first_query, tile, a.tiles[tile]);
 }
 
 // Scores to weights e^(score - largest), zero where the query does not see; returns 1 / their sum, NaN if a score that
@@ -339,42 +357,53 @@ float soften(const Attention& a, int query, Span span) {
   return 1.0f / sum(total);
 }
 
-// outputs[query][dims of `num_vecs` vectors] = sum of weight * value, position after position.
+// Adds weight * value to outputs[query], position after position, for the positions of one tile and some dimensions.
 template <class Kv, int num_queries, int num_vecs>
-void mix_values(const Attention& a, int first_query, Span span, int first_dim, const float* factors) {
-  Vec total[num_queries][num_vecs];
-  for (int q = 0; q < num_queries; q++)
-    for (int v = 0; v < num_vecs; v++) total[q][v] = zeros();
+void mix_tile(const Attention& a, int first_query, int begin, int end, int first_dim) {
+  const uint8_t* tile = a.tiles[begin / kTilePositions] + a.layout.value_offset();
+  const auto* values = keys_of<Kv>(tile) + begin % kTilePositions * a.layout.value_stride() + first_dim;
   const float* weights = a.scores + first_query * a.score_stride;
-  for (int position = span.begin; position < span.end;) {
-    const uint8_t* tile = a.tiles[position / kTilePositions] + a.layout.value_offset();
-    const auto* values = keys_of<Kv>(tile) + position % kTilePositions * a.layout.value_stride() + first_dim;
-    const int stop = smaller(span.end, round_up(position + 1, kTilePositions));
-    for (; position < stop; position++, values += a.layout.value_stride()) {
-      Vec value[num_vecs];
-      for (int v = 0; v < num_vecs; v++) value[v] = Kv::load_sixteen(values + v * kVecLanes);
-      for (int q = 0; q < num_queries; q++) {
-        const Vec weight = all(weights[q * a.score_stride + position]);
-        for (int v = 0; v < num_vecs; v++) total[q][v] = fma(weight, value[v], total[q][v]);
-      }
+  const int dims_left = a.layout.head_dim - first_dim;
+  Vec total[num_queries][num_vecs];
+  for (int q = 0; q < num_queries; q++) {
+    for (int v = 0; v < num_vecs; v++) {
+      total[q][v] = load_up_to(a.outputs[first_query + q] + first_dim + v * kVecLanes, dims_left - v * kVecLanes);
+    }
+  }
+  for (int position = begin; position < end; position++, values += a.layout.value_stride()) {
+    Vec value[num_vecs];
+    for (int v = 0; v < num_vecs; v++) value[v] = Kv::load_sixteen(values + v * kVecLanes);
+    for (int q = 0; q < num_queries; q++) {
+      const Vec weight = all(weights[q * a.score_stride + position]);
+      for (int v = 0; v < num_vecs; v++) total[q][v] = fma(weight, value[v], total[q][v]);
     }
   }
   for (int q = 0; q < num_queries; q++) {
     for (int v = 0; v < num_vecs; v++) {
-      const int dim = first_dim + v * kVecLanes;
-      const Vec mixed = mul(total[q][v], all(factors[first_query + q]));
-      store_up_to(a.outputs[first_query + q] + dim, mixed, a.layout.head_dim - dim);
+      store_up_to(a.outputs[first_query + q] + first_dim + v * kVecLanes, total[q][v], dims_left - v * kVecLanes);
     }
   }
 }
 
+// Tile after tile, so that values stream from memory once while the sums stay in the first cache.
 template <class Kv, int num_queries>
-void mix_all_dims(const Attention& a, int first_query, Span span, const float* factors) {
-  int dim = 0;
-  for (; dim + 2 * kVecLanes <= a.layout.value_stride(); dim += 2 * kVecLanes) {
-    mix_values<Kv, num_queries, 2>(a, first_query, span, dim, factors);
+void mix_span(const Attention& a, int first_query, Span span, const float* factors) {
+  const size_t tile_bytes = a.layout.element_bytes() * kTilePositions * a.layout.value_stride();
+  const int last_tile = (span.end - 1) / kTilePositions;
+  for (int q = 0; q < num_queries; q++) {
+    for (int d = 0; d < a.layout.head_dim; d++) a.outputs[first_query + q][d] = 0.0f;
   }
-  if (dim < a.layout.value_stride()) mix_values<Kv, num_queries, 1>(a, first_query, span, dim, factors);
+  for (int begin = span.begin, end; begin < span.end; begin = end) {
+    end = smaller(span.end, round_up(begin + 1, kTilePositions));
+    const uint8_t* next = a.tiles[smaller(begin / kTilePositions + 1, last_tile)] + a.layout.value_offset();
+    for (size_t byte = 0; byte < tile_bytes; byte += kVectorBytes) __builtin_prefetch(next + byte);
+    int dim = 0;
+    for (; dim + 2 * kVecLanes <= a.layout.value_stride(); dim += 2 * kVecLanes) {
+      mix_tile<Kv, num_queries, 2>(a, first_query, begin, end, dim);
+    }
+    if (dim < a.layout.value_stride()) mix_tile<Kv, num_queries, 1>(a, first_query, begin, end, dim);
+  }
+  for (int q = 0; q < num_queries; q++) scale_by(a.outputs[first_query + q], factors[first_query + q], a.layout.head_dim);
 }
 
 constexpr int kQueriesAtOnce = 8;
@@ -383,9 +412,9 @@ template <class Kv, int num_queries = kQueriesAtOnce>
 void attend_to_block(const Attention& a, int first_query, int wanted, Span span, float* factors) {
   if constexpr (num_queries > 0) {
     if (wanted != num_queries) return attend_to_block<Kv, num_queries - 1>(a, first_query, wanted, span, factors);
-    score_tiles<Kv, num_queries>(a, first_query, span);
+    score_span<Kv, num_queries>(a, first_query, span);
     for (int q = first_query; q < first_query + num_queries; q++) factors[q] = soften<Kv>(a, q, span);
-    mix_all_dims<Kv, num_queries>(a, first_query, span, factors);
+    mix_span<Kv, num_queries>(a, first_query, span, factors);
   }
 }
 

@@ -18,7 +18,7 @@ inline Vec all(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 inline Vec load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 inline Vec load_part(const float* p, int n) {
   float lanes[16] = {};
-  std::memcpy(lanes, p, sizeof(float) * n);
+  std::memcpy(lanes, p, sizeof(float) * (n & 15));
   return load(lanes);
 }
 inline void store(float* p, Vec x) {
@@ -28,7 +28,7 @@ inline void store(float* p, Vec x) {
 inline void store_part(float* p, Vec x, int n) {
   float lanes[16];
   store(lanes, x);
-  std::memcpy(p, lanes, sizeof(float) * n);
+  std::memcpy(p, lanes, sizeof(float) * (n & 15));
 }
 inline Vec load_half(const uint16_t* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),

@@ -28,7 +28,7 @@ inline Vec load(const float* p) {
 }
 inline Vec load_part(const float* p, int n) {
   float lanes[16] = {};
-  std::memcpy(lanes, p, sizeof(float) * n);
+  std::memcpy(lanes, p, sizeof(float) * (n & 15));
   return load(lanes);
 }
 inline void store(float* p, Vec x) {
@@ -37,7 +37,7 @@ inline void store(float* p, Vec x) {
 inline void store_part(float* p, Vec x, int n) {
   float lanes[16];
   store(lanes, x);
-  std::memcpy(p, lanes, sizeof(float) * n);
+  std::memcpy(p, lanes, sizeof(float) * (n & 15));
 }
 inline Vec load_half(const uint16_t* p) {
   return each([p](int i) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i))); });

@@ -55,12 +55,12 @@ inline Vec zeros() { return all(0.0f); }
 inline Vec load(const float* p) {
   return each([p](int i) { return p[i]; });
 }
-// The first n lanes; the others are zero.
+// The first n lanes, n below 16; the others are zero.
 inline Vec load_part(const float* p, int n) {
   return each([p, n](int i) { return i < n ? p[i] : 0.0f; });
 }
 inline void store(float* p, Vec x) { std::memcpy(p, x.lane, sizeof x.lane); }
-inline void store_part(float* p, Vec x, int n) { std::memcpy(p, x.lane, sizeof(float) * n); }
+inline void store_part(float* p, Vec x, int n) { std::memcpy(p, x.lane, sizeof(float) * (n & 15)); }
 inline Vec load_half(const uint16_t* p) {
   return each([p](int i) { return half_to_float(p[i]); });
 }
