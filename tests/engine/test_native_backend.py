@@ -4,6 +4,7 @@ import functools
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -251,13 +252,21 @@ def test_settings_out_of_range_are_named(settings):
         EngineConfig.from_mapping(settings)
 
 
-def test_the_configured_back_end_runs_where_it_was_told_to(base):
-    backend = open_backend(base, EngineConfig(backend="native", cpus=(0,), instruction_set="portable", duty_cycle=0.9))
+def test_the_configured_back_end_is_opened(base):
+    backend = open_backend(base, EngineConfig(backend="native", instruction_set="portable", duty_cycle=0.9))
     assert backend.instruction_set == "portable"
-    affinity = os.sched_getaffinity(0)
     np.testing.assert_array_equal(logits_of(backend, TOKENS), logits_of(FASTEST.open(base), TOKENS))
+
+
+def test_threads_run_where_they_are_told_to_until_the_end(base):
+    allowed = os.sched_getaffinity(0)
+    cpu = max(allowed)
+    backend = FASTEST.open(base, cpus=(cpu, cpu))
+    logits_of(backend, TOKENS)
+    threads = [os.sched_getaffinity(int(path.name)) for path in Path("/proc/self/task").iterdir()]
+    assert threads.count({cpu}) >= 2  # the caller is one of them
     backend.close()
-    os.sched_setaffinity(0, affinity)
+    assert os.sched_getaffinity(0) == allowed
 
 
 def test_the_fastest_instruction_set_is_taken_unless_told_otherwise(base):

@@ -67,12 +67,16 @@ Team::~Team() {
   is_closing_ = true;
   if (num_threads_ > 1) release();
   for (auto& thread : threads_) thread.join();
+  if (is_caller_pinned_ && pthread_equal(caller_, pthread_self())) {
+    pthread_setaffinity_np(caller_, sizeof callers_cpus_, &callers_cpus_);
+  }
 }
 
 void Team::start(Entry entry, void* context) {
   if (!cpus_.empty() && !is_caller_pinned_) {
+    caller_ = pthread_self();
+    is_caller_pinned_ = pthread_getaffinity_np(caller_, sizeof callers_cpus_, &callers_cpus_) == 0;
     pin(cpus_[0]);
-    is_caller_pinned_ = true;
   }
   entry_ = entry;
   context_ = context;

@@ -4,6 +4,9 @@
 // briefly, as the others are microseconds away, and sleeps if they are not: an idle team uses no CPU.
 #pragma once
 
+#include <pthread.h>
+#include <sched.h>
+
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -32,7 +35,8 @@ class Governor {
 
 class Team {
  public:
-  // cpus: where each thread is to run, empty for anywhere. The caller of `run` is thread 0.
+  // cpus: where each thread is to run, empty for anywhere. The caller of `run` is thread 0: it is pinned when it calls
+  // first, and let go when it destroys the team.
   Team(int num_threads, std::vector<int> cpus, double duty_cycle);
   ~Team();
   Team(const Team&) = delete;
@@ -108,6 +112,8 @@ class Team {
   Governor governor_;
   std::vector<int> cpus_;
   bool is_caller_pinned_ = false;
+  pthread_t caller_{};
+  cpu_set_t callers_cpus_;  // where it might run before
   Entry entry_ = nullptr;
   void* context_ = nullptr;
   bool is_closing_ = false;
