@@ -77,7 +77,7 @@ class Session:
         self._vocab_size = read_base(place.base)[0].architecture.vocab_size
         started_at = self._clock()
         facts = self._contestant.open(place, num_threads)
-        return {**facts, "open_s": self._clock() - started_at}
+        return {"open_s": self._clock() - started_at, **facts}
 
     def _prepare(self, context: int, capacity: int, max_logit_rows: int) -> dict[str, Any]:
         self._context = context

@@ -36,7 +36,10 @@ class Contestant(Protocol):
         """Write the model as this engine wants it, from the base bundle, if that is not done yet."""
 
     def open(self, folder: ModelFolder, num_threads: int) -> Mapping[str, Any]:
-        """Load the model; 0 threads means the number that is best. Says what people should know: version, threads."""
+        """Load the model; 0 threads means the number that is best. Says what people should know: version, threads.
+
+        Its time counts as the time to open, unless the answer has an `open_s` of its own.
+        """
 
     def prepare(self, tokens: Tokens, room: Room) -> None:
         """A fresh sequence that holds these tokens; the one before goes."""
