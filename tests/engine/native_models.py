@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,12 +102,21 @@ class NativeArithmetic:
         """Of a whole sequence, with an adapter of `ADAPTERS`."""
         return self._transformer.logits(self.hidden_states(token_ids, adapter))
 
+    def tree_logits(self, prompt: Tokens, token_ids: Tokens, parents: Sequence[int], adapter: str | None = None) -> F32:
+        """Of the rows of a tree behind a prompt."""
+        cache, modules = self._cache(len(prompt) + len(token_ids)), self._adapter(adapter) if adapter else {}
+        self._transformer.hidden_states(prompt, cache, modules)
+        return self._transformer.logits(self._transformer.hidden_states(token_ids, cache, modules, parents))
+
     def hidden_states(self, token_ids: Tokens, adapter: str | None = None) -> F32:
         """What the head reads."""
-        cache = KvCache(self._weights.architecture, len(token_ids))
-        cache.keys, cache.values = (RoundingArray.like(array, self._kv_type) for array in (cache.keys, cache.values))
         modules = self._adapter(adapter) if adapter else {}
-        return np.asarray(self._transformer.hidden_states(token_ids, cache, modules))
+        return np.asarray(self._transformer.hidden_states(token_ids, self._cache(len(token_ids)), modules))
+
+    def _cache(self, max_tokens: int) -> KvCache:
+        cache = KvCache(self._weights.architecture, max_tokens)
+        cache.keys, cache.values = (RoundingArray.like(array, self._kv_type) for array in (cache.keys, cache.values))
+        return cache
 
     def _adapter(self, name: str) -> Adapter:
         adapter = {}
