@@ -71,7 +71,8 @@ def _run(shape: str, planned: list[Setting], options: argparse.Namespace) -> Sha
 
 
 def _participant(name: str) -> Participant:
-    return Participant(name, REGISTRY[name].is_peer, failure=REGISTRY[name].missing())
+    entry = REGISTRY[name]
+    return Participant(name, entry.is_peer, entry.is_native, entry.has_adapter, failure=entry.missing())
 
 
 def _starter(folder: ModelFolder) -> Callable[[str], Child]:

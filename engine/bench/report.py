@@ -90,23 +90,23 @@ def _peak(peak: PeakMemory | None) -> str:
 
 
 def _shares(results: ShapeResults) -> Iterator[str]:
-    """Of what the machine can do, where that is known."""
+    """How much of what the machine can do the native core uses, where that is known."""
     bandwidth = median_of(c.read_bytes_per_s for c in results.capabilities)
     macs = median_of(c.int8_macs_per_s for c in results.capabilities)
     if bandwidth:
-        yield f"memory reads {bandwidth / 1e9:.1f} GB/s; shares of it:"
-        yield from _share_lines(results, "bandwidth")
+        yield from _share_lines(results, "bandwidth", f"of {bandwidth / 1e9:.1f} GB/s")
     if macs:
-        yield f"int8 products {macs / 1e9:.0f} GMAC/s; shares of it:"
-        yield from _share_lines(results, "arithmetic")
+        yield from _share_lines(results, "arithmetic", f"of {macs / 1e9:.0f} GMAC/s")
 
 
-def _share_lines(results: ShapeResults, kind: str) -> Iterator[str]:
-    names = _with_figures(results)
-    for case in results.cases:
-        values = [_case_shares(results, name, case)[kind] for name in names]
-        cells = "".join(f"{_NOTHING if value is None else f'{100 * value:.0f} %':<{_COLUMN}}" for value in values)
-        yield f"  {_case_label(case):<{_FIRST_COLUMN - 2}}{cells}"
+def _share_lines(results: ShapeResults, kind: str, title: str) -> Iterator[str]:
+    names = [name for name in _with_figures(results) if results.participants[name].is_native]
+    if names:
+        yield f"{title:<{_FIRST_COLUMN}}" + "".join(f"{name:<{_COLUMN}}" for name in names)
+        for case in results.cases:
+            values = [_case_shares(results, name, case)[kind] for name in names]
+            cells = "".join(f"{_NOTHING if value is None else f'{100 * value:.0f} %':<{_COLUMN}}" for value in values)
+            yield f"  {_case_label(case):<{_FIRST_COLUMN - 2}}{cells}"
 
 
 def _case_label(case: Case) -> str:
@@ -136,7 +136,10 @@ def _contestants(results: ShapeResults) -> Iterator[str]:
 
 def _facts(participant: Participant) -> str:
     facts = participant.facts
-    return f"{facts.get('version')}, {facts.get('num_threads')} threads, opened in {facts.get('open_s', 0.0):.1f} s"
+    note = f", {facts['note']}" if "note" in facts else ""
+    return (
+        f"{facts.get('version')}{note}, {facts.get('num_threads')} threads, opened in {facts.get('open_s', 0.0):.1f} s"
+    )
 
 
 def _agreement(cosine: float | None) -> str:

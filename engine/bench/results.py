@@ -34,12 +34,15 @@ class Spread:
 class Participant:
     """What is known of one contestant on one shape.
 
-    facts: what it says of itself. failure: why it is not here, or did not end. opening, serving: peak memory, the
-    latter by the label of a setting; all taken while no other contestant was in memory.
+    is_peer, is_native, has_adapter: as in its `Entry`. facts: what it says of itself. failure: why it is not here, or
+    did not end. opening, serving: peak memory, the latter by the label of a setting; all taken while no other contestant
+    was in memory.
     """
 
     name: str
     is_peer: bool
+    is_native: bool = False
+    has_adapter: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
     failure: str | None = None
     opening: PeakMemory | None = None
@@ -78,12 +81,14 @@ class ShapeResults:
         return speed.median / best if speed and best else None
 
     def agreement(self, name: str) -> float | None:
-        """The lowest cosine over all cases between this contestant's logits and those of the first one without LoRA.
+        """The lowest cosine over all cases between logits of this contestant and of the first peer.
 
-        All run the same weights, so a value far from 1 says that one of them does not compute the model.
+        All run the same weights, so a value far from 1 says that one of them does not compute the model. Of a case, it
+        takes the last row and the first tokens of the vocabulary, hence seldom a likely one. None with an adapter.
         """
-        reference = next((n for n, _ in self.samples if "+" not in n), None)
-        if reference is None or "+" in name:
+        peers = {participant.name for participant in self.participants.values() if participant.is_peer}
+        reference = next((n for n, _ in self.samples if n in peers), None)
+        if reference is None or self.participants[name].has_adapter:
             return None
         cases = [case for n, case in self.samples if n == name and (reference, case) in self.samples]
         return min((cosine(self.samples[name, c], self.samples[reference, c]) for c in cases), default=None)
@@ -104,9 +109,12 @@ def median_of(values: Iterable[float | None]) -> float | None:
 def shares(
     results: ShapeResults, name: str, case: Case, *, step_bytes: float, step_macs: int
 ) -> Mapping[str, float | None]:
-    """How much of the machine's reading bandwidth and int8 arithmetic a contestant's median step uses."""
+    """How much of the machine's reading bandwidth and int8 arithmetic a median step of the native core uses.
+
+    None for the others: they read other bytes.
+    """
     seconds = results.seconds.get((name, case))
-    if not seconds:
+    if not seconds or not results.participants[name].is_native:
         return {"bandwidth": None, "arithmetic": None}
     step_s = median(seconds)
     bandwidth = median_of(c.read_bytes_per_s for c in results.capabilities)

@@ -60,11 +60,12 @@ def num_weights(architecture: Architecture) -> int:
 
 
 def step_bytes(architecture: Architecture, context: int) -> float:
-    """Bytes that a step reads: linear layers in 4 bits, the head in two planes of 4 bits, the KV cache in fp16."""
-    linear = sum(rows * inputs for rows, inputs in linear_modules(architecture).values())
-    head = architecture.vocab_size * architecture.hidden_size
+    """Bytes that the native core must read: every matrix in 4 bits and the KV cache in fp16.
+
+    Of an 8-bit head it reads the high plane; what it reads of the low plane, for the most likely tokens, is left out.
+    """
     cache = architecture.kv_bytes_per_token(_KV_BYTES_PER_VALUE) * context
-    return (linear + 2 * head) * _BYTES_PER_WEIGHT + cache
+    return num_weights(architecture) * _BYTES_PER_WEIGHT + cache
 
 
 def step_macs(architecture: Architecture, rows: int, logit_rows: int) -> int:

@@ -55,13 +55,15 @@ class Contestant(Protocol):
 class Entry:
     """A contestant by name.
 
-    is_peer: others are compared with the best of the peers. make: loads the engine. missing: why it cannot take part,
-    None if it can.
+    is_peer: others are compared with the best of the peers. is_native: runs our own core. has_adapter: an adapter is
+    applied, so its logits are others. make: loads the engine. missing: why it cannot take part, None if it can.
     """
 
     is_peer: bool
     make: Callable[[], Contestant]
     missing: Callable[[], str | None]
+    is_native: bool = False
+    has_adapter: bool = False
 
 
 def _socle(backend: str, *, with_adapter: bool = False) -> Callable[[], Contestant]:
@@ -100,13 +102,20 @@ def _onnx_missing() -> str | None:
 
 
 REGISTRY: Final[Mapping[str, Entry]] = {
-    "socle": Entry(is_peer=False, make=_socle("native"), missing=_native_missing),
-    "socle+lora": Entry(is_peer=False, make=_socle("native", with_adapter=True), missing=_native_missing),
+    "socle": Entry(is_peer=False, make=_socle("native"), missing=_native_missing, is_native=True),
+    "socle+lora": Entry(
+        is_peer=False,
+        make=_socle("native", with_adapter=True),
+        missing=_native_missing,
+        is_native=True,
+        has_adapter=True,
+    ),
     "onnxruntime": Entry(is_peer=True, make=_socle("onnx"), missing=_onnx_missing),
     "onnxruntime+lora": Entry(
         is_peer=False,
         make=_socle("onnx", with_adapter=True),
         missing=_onnx_missing,
+        has_adapter=True,
     ),
     "llama.cpp": Entry(is_peer=True, make=_llama_cpp, missing=lambda: _packages_missing("llama_cpp", "gguf")),
     "openvino": Entry(is_peer=True, make=_openvino, missing=lambda: _packages_missing("openvino")),

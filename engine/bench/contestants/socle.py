@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from engine.bench.contestants import Logits, Room, Tokens
 from engine.bench.machine import num_usable_cores
 from engine.bench.models import ModelFolder
 from engine.config import EngineConfig
+
+# The others read all 8 bits of the head for every token, so whoever compares must know.
+_NATIVE_NOTE: Final = "the head in 4 bits for all tokens and in 8 for the likeliest"
 
 
 class SocleContestant:
@@ -39,7 +42,8 @@ class SocleContestant:
         if self._with_adapter:
             _, self._adapter = read_adapter(folder.adapter)
             self._backend.load_adapter(self._adapter, folder.adapter)
-        return {"version": _version(self._backend), "num_threads": num_threads or num_usable_cores()}
+        facts = {"version": _version(self._backend), "num_threads": config.num_threads}
+        return {**facts, "note": _NATIVE_NOTE} if self._backend.name == "native" else facts
 
     def prepare(self, tokens: Tokens, room: Room) -> None:
         """Drop the state, fill another."""
