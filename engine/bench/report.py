@@ -24,7 +24,7 @@ def table(machine: Machine, shapes: Sequence[ShapeResults]) -> str:
         lines.append("OTHERS USED THIS MACHINE: don't quote these figures, run again when it is quiet")
     for results in shapes:
         lines += ["", *_speeds(results), *_memory(results), *_shares(results), *_contestants(results)]
-    return "\n".join(lines)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def document(machine: Machine, shapes: Sequence[ShapeResults], settings: dict[str, Any]) -> dict[str, Any]:
@@ -137,9 +137,8 @@ def _contestants(results: ShapeResults) -> Iterator[str]:
 def _facts(participant: Participant) -> str:
     facts = participant.facts
     note = f", {facts['note']}" if "note" in facts else ""
-    return (
-        f"{facts.get('version')}{note}, {facts.get('num_threads')} threads, opened in {facts.get('open_s', 0.0):.1f} s"
-    )
+    threads, open_s = facts.get("num_threads"), facts.get("open_s", 0.0)
+    return f"{facts.get('version')}{note}, {threads} threads, opened in {open_s:.1f} s"
 
 
 def _agreement(cosine: float | None) -> str:

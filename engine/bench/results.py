@@ -35,8 +35,8 @@ class Participant:
     """What is known of one contestant on one shape.
 
     is_peer, is_native, has_adapter: as in its `Entry`. facts: what it says of itself. failure: why it is not here, or
-    did not end. opening, serving: peak memory, the latter by the label of a setting; all taken while no other contestant
-    was in memory.
+    did not end. opening, serving: peak memory, the latter by the label of a setting; all taken while no other
+    contestant was in memory.
     """
 
     name: str
