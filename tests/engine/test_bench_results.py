@@ -1,12 +1,14 @@
 import json
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from engine.bench.cases import Case, settings
 from engine.bench.child import PeakMemory
 from engine.bench.contestants import REGISTRY
-from engine.bench.machine import Capability, Machine, describe_machine, measure_capability
+from engine.bench.machine import NATIVE_MODULE, Capability, Machine, describe_machine, measure_capability
 from engine.bench.report import document, table
 from engine.bench.results import Participant, ShapeResults, Spread, cosine, median_of, shares
 from engine.bench.shapes import SHAPES, num_weights, quick, step_bytes, step_macs
@@ -143,3 +145,9 @@ def test_the_machine_is_described_and_what_cannot_be_measured_is_unknown():
     assert describe_machine().num_cores >= 1
     capability = measure_capability(1)
     assert capability.read_bytes_per_s is None or capability.read_bytes_per_s > 0
+
+
+def test_the_native_module_measures_what_it_can(monkeypatch):
+    native = SimpleNamespace(read_bandwidth=lambda num_threads: 1e9 * num_threads)
+    monkeypatch.setitem(sys.modules, NATIVE_MODULE, native)
+    assert measure_capability(3) == Capability(read_bytes_per_s=3e9, int8_macs_per_s=None)
