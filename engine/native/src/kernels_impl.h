@@ -48,25 +48,40 @@ struct ProductArguments {
   Store store;
 };
 
-template <Encoding encoding, int num_rows = TileProduct::kMaxRows>
-void run_piece(int wanted, const ProductArguments& p, const uint8_t* tile, const uint8_t* records, float* out) {
-  if constexpr (num_rows > 0) {
-    if (wanted != num_rows) return run_piece<encoding, num_rows - 1>(wanted, p, tile, records, out);
-    TileProduct::run<encoding, num_rows>(tile, p.matrix->num_groups(), p.matrix->vectors_per_block(), records,
-                                         p.rows->record_bytes(), p.rows->group_stride(), out, p.out_stride, p.store);
+using RunPiece = void (*)(const uint8_t* tile, int num_groups, int num_vectors, const uint8_t* records,
+                          size_t record_bytes, size_t group_stride, float* out, size_t out_stride, Store store);
+
+// The product of one tile with 1 .. kMaxRows rows, by their number.
+template <Encoding encoding>
+struct Pieces {
+  RunPiece of[TileProduct::kMaxRows + 1];
+  constexpr Pieces() : of() { fill<TileProduct::kMaxRows>(); }
+
+ private:
+  template <int num_rows>
+  constexpr void fill() {
+    if constexpr (num_rows > 0) {
+      of[num_rows] = TileProduct::run<encoding, num_rows>;
+      fill<num_rows - 1>();
+    }
   }
-}
+};
 
 // `out` is where first_row and first_tile meet. A piece of rows never crosses a block.
 template <Encoding encoding>
 void run_tiles(const ProductArguments& p, int first_row, int num_rows, int first_tile, int last_tile, float* out) {
-  const int block_rows = p.rows->block_rows;
-  for (int tile = first_tile; tile < last_tile; tile++, out += kTileRows) {
-    const uint8_t* data = p.matrix->data + p.matrix->tile_bytes() * tile;
+  static constexpr Pieces<encoding> kPieces;
+  const int block_rows = p.rows->block_rows, num_groups = p.matrix->num_groups();
+  const int num_vectors = p.matrix->vectors_per_block();
+  const size_t tile_bytes = p.matrix->tile_bytes(), record_bytes = p.rows->record_bytes();
+  const size_t group_stride = p.rows->group_stride();
+  const uint8_t* data = p.matrix->data + tile_bytes * first_tile;
+  for (int tile = first_tile; tile < last_tile; tile++, data += tile_bytes, out += kTileRows) {
     for (int done = 0; done < num_rows;) {
       const int row = first_row + done, left_in_block = block_rows - row % block_rows;
       const int height = smaller(TileProduct::kMaxRows, smaller(left_in_block, num_rows - done));
-      run_piece<encoding>(height, p, data, p.rows->records + p.rows->offset_of(row), out + done * p.out_stride);
+      kPieces.of[height](data, num_groups, num_vectors, p.rows->records + p.rows->offset_of(row), record_bytes,
+                         group_stride, out + done * p.out_stride, p.out_stride, p.store);
       done += height;
     }
   }
