@@ -65,7 +65,7 @@ def _native() -> Any:
 
 def _call(native: Any, name: str, num_threads: int) -> float | None:
     probe: Callable[[int], float] | None = getattr(native, name, None)
-    return float(probe(num_threads)) if probe else None
+    return (float(probe(num_threads)) or None) if probe else None  # 0: this processor's peak is not measured
 
 
 def _processor() -> str:

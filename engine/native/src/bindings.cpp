@@ -12,6 +12,7 @@
 #include <stdexcept>
 
 #include "inputs.h"
+#include "machine.h"
 #include "model.h"
 
 namespace nb = nanobind;
@@ -142,6 +143,12 @@ NB_MODULE(socle_native, m) {
   m.def("instruction_sets", &supported_kernels, "Those that run on this machine, fastest first.");
   nb::module_ kernels = m.def_submodule("kernels", "Each kernel by itself, for tests.");
   bind_kernels(kernels);
+
+  m.def("read_bandwidth", &read_bandwidth, "num_threads"_a, nb::call_guard<nb::gil_scoped_release>(),
+        "Bytes per second that so many threads read together from memory.");
+  m.def(
+      "dot_peak", [](int num_threads) { return dot_peak(kernels_of("auto"), num_threads); }, "num_threads"_a,
+      nb::call_guard<nb::gil_scoped_release>(), "Int8 products per second in registers; 0 where it is not measured.");
 
   nb::class_<PyWeights>(m, "Weights")
       .def(nb::init<int>(), "num_layers"_a)

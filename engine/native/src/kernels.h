@@ -81,6 +81,9 @@ struct Kernels {
 
   // Index of the largest of n values, the first if there are several; -1 if one is not a number.
   int (*arg_max)(const float* x, int n);
+
+  // Does `rounds` of multiply-accumulate in registers alone; returns how many int8 products that were. nullptr: unknown.
+  int64_t (*dot_products)(int64_t rounds);
 };
 
 // The kernels by name, or the fastest supported ones for "auto"; nullptr if the name is unknown or cannot run here.

@@ -98,6 +98,26 @@ struct TileProduct {
 #include "kernels_impl.h"
 
 namespace socle {
+namespace {
+
+// As many sums as hide the latency of `vpdpbusd`.
+int64_t dot_products(int64_t rounds) {
+  constexpr int kNumSums = 12;
+  __m512i sums[kNumSums];
+  for (auto& sum : sums) sum = _mm512_setzero_si512();
+  const __m512i weights = _mm512_set1_epi8(3), values = _mm512_set1_epi8(5);
+  for (int64_t round = 0; round < rounds; round++) {
+    for (auto& sum : sums) sum = _mm512_dpbusd_epi32(sum, weights, values);
+    asm volatile("" : : "v"(sums[0]), "v"(sums[kNumSums - 1]));
+  }
+  __m512i total = sums[0];
+  for (int i = 1; i < kNumSums; i++) total = _mm512_add_epi32(total, sums[i]);
+  volatile int kept = _mm512_reduce_add_epi32(total);
+  (void)kept;
+  return rounds * kNumSums * kVectorBytes;
+}
+
+}  // namespace
 
 const Kernels kAvx512VnniKernels = {
     "avx512vnni",
@@ -106,6 +126,6 @@ const Kernels kAvx512VnniKernels = {
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
              __builtin_cpu_supports("avx512vnni");
     },
-    TileProduct::kMaxRows, product, rms_norm, quantise, rotate, add_to, scale_by, gate_with, store_kv, attend, tile_tops, arg_max};
+    TileProduct::kMaxRows, product, rms_norm, quantise, rotate, add_to, scale_by, gate_with, store_kv, attend, tile_tops, arg_max, dot_products};
 
 }  // namespace socle

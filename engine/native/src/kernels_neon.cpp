@@ -110,6 +110,6 @@ constexpr unsigned long kHwcapAsimdDp = 1ul << 20;  // HWCAP_ASIMDDP of asm/hwca
 
 const Kernels kNeonKernels = {"neon",  [] { return (getauxval(AT_HWCAP) & kHwcapAsimdDp) != 0; },
                               TileProduct::kMaxRows, product, rms_norm, quantise, rotate, add_to, scale_by, gate_with, store_kv, attend, tile_tops,
-                              arg_max};
+                              arg_max, nullptr};
 
 }  // namespace socle
