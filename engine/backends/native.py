@@ -22,7 +22,7 @@ from engine.backends.native_adapter import pack_adapter
 from engine.backends.reference import rope_frequencies
 from engine.backends.weights import AdapterWeights, BaseWeights, Matrix
 from engine.config import EngineConfig
-from engine.errors import UnsupportedInputError
+from engine.errors import CapacityError, UnsupportedInputError
 from engine.parameters import ATTENTION_BIASES, FINAL_NORM, LAYER_LINEARS, layer_path
 
 MAX_STEP_ROWS = 256
@@ -73,24 +73,28 @@ class NativeBackend:
         """Open a base. `core` has the compiled module's interface: tests pass one that runs on another processor."""
         _check(config, core.instruction_sets())
         weights = BaseWeights.open(bundle)
+        _check_shape(weights.architecture)
         self._core = core
         self._manifest = weights.manifest
         self._architecture = weights.architecture
         self._is_float = weights.manifest.weights == "float32"
         self._adapters: dict[str, socle_native.Adapter] = {}
-        self._model = core.Model(
-            weights=core_weights(weights, core.Weights(weights.architecture.num_hidden_layers)),
-            architecture=_core_architecture(weights.architecture),
-            rope_frequencies=rope_frequencies(weights.architecture).tolist(),
-            instruction_set=config.instruction_set,
-            num_threads=config.num_threads or len(config.cpus) or len(os.sched_getaffinity(0)),
-            cpus=list(config.cpus),
-            duty_cycle=config.duty_cycle,
-            max_context_tokens=min(config.max_context_tokens, weights.architecture.max_position_embeddings),
-            max_step_rows=MAX_STEP_ROWS,
-            max_rank=MAX_RANK,
-            is_kv_int8=config.kv_type == "int8",
-        )
+        try:
+            self._model = core.Model(
+                weights=core_weights(weights, core.Weights(weights.architecture.num_hidden_layers)),
+                architecture=_core_architecture(weights.architecture),
+                rope_frequencies=rope_frequencies(weights.architecture).tolist(),
+                instruction_set=config.instruction_set,
+                num_threads=config.num_threads or len(config.cpus) or len(os.sched_getaffinity(0)),
+                cpus=list(config.cpus),
+                duty_cycle=config.duty_cycle,
+                max_context_tokens=min(config.max_context_tokens, weights.architecture.max_position_embeddings),
+                max_step_rows=MAX_STEP_ROWS,
+                max_rank=MAX_RANK,
+                is_kv_int8=config.kv_type == "int8",
+            )
+        except RuntimeError as error:
+            raise CapacityError(f"the engine could not start its threads: {error}") from error
 
     @property
     def instruction_set(self) -> str:
@@ -146,6 +150,15 @@ def _check(config: EngineConfig, instruction_sets: Sequence[str]) -> None:
     num_cpus = os.sysconf("SC_NPROCESSORS_CONF")  # those that sleep now, too
     if any(cpu >= num_cpus for cpu in config.cpus):
         raise UnsupportedInputError(f"cpus is {config.cpus}: this machine has CPUs 0 to {num_cpus - 1}")
+
+
+def _check_shape(architecture: Architecture) -> None:
+    heads, kv_heads = architecture.num_attention_heads, architecture.num_key_value_heads
+    if heads % kv_heads or architecture.head_dim % 2:
+        raise UnsupportedInputError(
+            f"the base has {heads} heads of {architecture.head_dim} dimensions on {kv_heads} of keys and values: "
+            "the engine needs a multiple, and pairs of dimensions to rotate"
+        )
 
 
 def core_weights(weights: BaseWeights, core: socle_native.Weights) -> socle_native.Weights:

@@ -246,6 +246,13 @@ def test_what_this_machine_lacks_is_named(base, settings, message):
         NativeBackend(base, EngineConfig(**settings))
 
 
+@pytest.mark.parametrize("shape", [{"head_dim": 5}, {"num_attention_heads": 3}])
+def test_heads_that_the_core_cannot_run_are_refused(tmp_path, shape):
+    make_base(tmp_path / "base", replace(QWEN3, **shape))
+    with pytest.raises(UnsupportedInputError, match="heads of"):
+        FASTEST.open(tmp_path / "base")
+
+
 @pytest.mark.parametrize("settings", [{"cpus": [-1]}, {"cpus": [1024]}, {"duty_cycle": 0.0}, {"duty_cycle": 1.5}])
 def test_settings_out_of_range_are_named(settings):
     with pytest.raises(InvalidInputError, match=next(iter(settings))):

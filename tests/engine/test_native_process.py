@@ -64,6 +64,27 @@ def test_an_idle_engine_uses_no_processor(taken):
     assert taken["idle_cpu_s"] < 0.02
 
 
+REFUSED_THREADS = """
+import resource, sys
+from pathlib import Path
+from engine.backends.native import NativeBackend
+from engine.config import EngineConfig
+from engine.errors import CapacityError
+used_bytes = 4096 * int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (used_bytes + (600 << 20),) * 2)
+try:
+    NativeBackend(Path(sys.argv[1]), EngineConfig(num_threads=500))
+except CapacityError as error:
+    sys.exit(f"{error}")
+"""
+
+
+def test_threads_that_the_system_refuses_are_an_error_and_no_crash(base):
+    """Their stacks do not fit into the address space."""
+    child = subprocess.run([sys.executable, "-c", REFUSED_THREADS, base], cwd=ROOT, check=False, capture_output=True)
+    assert b"could not start its threads" in child.stderr
+
+
 @pytest.mark.parametrize("duty_cycle", [0.25, 0.5])
 def test_the_duty_cycle_is_kept(base, duty_cycle):
     """It is never exceeded, and is reached unless other processes have the processors."""

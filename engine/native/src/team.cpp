@@ -60,16 +60,25 @@ void Governor::stop() {
 
 Team::Team(int num_threads, std::vector<int> cpus, double duty_cycle)
     : num_threads_(num_threads), governor_(duty_cycle), cpus_(std::move(cpus)) {
-  for (int thread = 1; thread < num_threads; thread++) threads_.emplace_back(&Team::work, this, thread);
+  try {
+    for (int thread = 1; thread < num_threads; thread++) threads_.emplace_back(&Team::work, this, thread);
+  } catch (...) {  // the system has no more threads
+    end_threads();
+    throw;
+  }
 }
 
 Team::~Team() {
-  is_closing_ = true;
-  if (num_threads_ > 1) release();
-  for (auto& thread : threads_) thread.join();
+  end_threads();
   if (is_caller_pinned_ && pthread_equal(caller_, pthread_self())) {
     pthread_setaffinity_np(caller_, sizeof callers_cpus_, &callers_cpus_);
   }
+}
+
+void Team::end_threads() {
+  is_closing_ = true;
+  if (num_threads_ > 1) release();
+  for (auto& thread : threads_) thread.join();
 }
 
 void Team::start(Entry entry, void* context) {

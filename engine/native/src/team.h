@@ -102,6 +102,7 @@ class Team {
 
  private:
   using Entry = void (*)(void*, int);
+  void end_threads();
   void start(Entry entry, void* context);
   void work(int thread);
   void release();
