@@ -1,0 +1,27 @@
+"""Whole steps with Neon on an emulated Arm processor: the tests of the back end and of its bits.
+
+What they compare with runs on this processor, in its fastest instruction set.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.engine.test_native_backend import (  # noqa: F401 - the same tests, on another processor
+    models,
+    test_a_number_that_is_not_finite_never_becomes_an_answer,
+    test_a_token_whose_head_is_not_finite_is_an_error_or_never_taken,
+    test_logits_are_those_of_its_arithmetic_in_numpy,
+    test_logits_are_those_of_transformers_and_peft,
+    test_only_the_likeliest_tokens_of_a_large_vocabulary_are_worked_out_in_8_bits,
+)
+from tests.engine.test_native_exactness import (  # noqa: F401 - as above
+    test_a_walk_has_the_bits_of_a_plain_run,
+    test_any_number_of_rows_has_the_bits_of_one,
+    test_every_model_has_the_same_bits_with_any_number_of_threads,
+)
+
+
+@pytest.fixture(scope="module")
+def instruction_set(neon):
+    return neon
