@@ -121,6 +121,10 @@ class InstructionSet:
     def gate(self, gate: F32, up: F32) -> F32:
         return self.core.kernels.gate(self.name, gate, up)
 
+    def tile_tops(self, x: F32) -> F32:
+        """The largest of each 16."""
+        return self.core.kernels.tile_tops(self.name, x)
+
     def arg_max(self, x: F32) -> int:
         return self.core.kernels.arg_max(self.name, x)
 

@@ -193,6 +193,17 @@ def test_a_gate_of_what_is_not_finite_is_not_finite(kernels, bad, operand):
 
 
 @some
+@given(generator=seeds, size=st.integers(1, 100))
+def test_tops_are_the_largest_of_each_tile(kernels, generator, size):
+    x = normal(generator, size)
+    starts = range(0, size, 16)
+    np.testing.assert_array_equal(kernels.tile_tops(x), [x[start : start + 16].max() for start in starts])
+    x[generator.random(size) < 0.1] = generator.choice(BAD)
+    assert not np.isnan(kernels.tile_tops(x)).any()
+    np.testing.assert_array_equal(kernels.tile_tops(x), PORTABLE.tile_tops(x))
+
+
+@some
 @given(generator=seeds, size=st.integers(1, 3000), num_values=st.integers(1, 2000))
 def test_arg_max_is_the_first_of_the_largest(kernels, generator, size, num_values):
     x = generator.integers(-num_values, num_values, size).astype(np.float32)

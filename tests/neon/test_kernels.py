@@ -43,7 +43,17 @@ def test_rows_of_any_kind_have_the_bits_of_the_portable_set(kernels, generator, 
         (kernels.gate(x, y), PORTABLE.gate(x, y)),
     ):
         assert_same_bits(ours, theirs)
+    assert_same_bits(kernels.tile_tops(x), PORTABLE.tile_tops(x))
     assert kernels.arg_max(x) == PORTABLE.arg_max(x)
+
+
+def test_the_exponential_rounds_ties_as_the_portable_set(kernels):
+    """Where x / ln 2 lies in the middle of two integers, and beside it."""
+    middles = np.arange(-120, 120, dtype=np.float32) + np.float32(0.5)
+    x = (middles / np.float32(1.44269504)).astype(np.float32)
+    x = np.concatenate([x, np.nextafter(x, np.float32(0)), np.nextafter(x, np.float32(200))])
+    assert np.isin(x * np.float32(1.44269504), middles).mean() > 0.1
+    assert_same_bits(kernels.gate(-x, np.ones_like(x)), PORTABLE.gate(-x, np.ones_like(x)))
 
 
 @some

@@ -1,6 +1,7 @@
 #include "kernel_calls.h"
 
 #include <cstring>
+#include <cmath>
 #include <stdexcept>
 
 namespace socle {
@@ -129,6 +130,14 @@ std::vector<float> gate(const Kernels& kernels, FloatView gate, FloatView up) {
   std::vector<float> out = copied(gate);
   kernels.gate(out.data(), up.data, static_cast<int>(out.size()));
   return out;
+}
+
+std::vector<float> tile_tops(const Kernels& kernels, FloatView x) {
+  const size_t num_tiles = (x.size + kTileRows - 1) / kTileRows;
+  std::vector<float> whole = copied(x), tops(num_tiles);
+  whole.resize(num_tiles * kTileRows, HUGE_VALF);  // a kernel that looks there is found out
+  kernels.tile_tops(whole.data(), 0, static_cast<int>(num_tiles), static_cast<int>(x.size), tops.data());
+  return tops;
 }
 
 int arg_max(const Kernels& kernels, FloatView x) { return kernels.arg_max(x.data, static_cast<int>(x.size)); }

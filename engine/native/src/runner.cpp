@@ -125,6 +125,10 @@ void run_pair(const Kernels& kernels, Message& request, Message& answer) {
   add_vector(answer, call(kernels, x, y));
 }
 
+void run_tile_tops(const Kernels& kernels, Message& request, Message& answer) {
+  add_vector(answer, tile_tops(kernels, request.array<float>()));
+}
+
 void run_arg_max(const Kernels& kernels, Message& request, Message& answer) {
   answer.add_integer(arg_max(kernels, request.array<float>()));
 }
@@ -318,10 +322,9 @@ void run_step(Objects& objects, Message& request, Message& answer) {
 
 using KernelCommand = void (*)(const Kernels&, Message&, Message&);
 const std::map<std::string, KernelCommand> kKernelCommands = {
-    {"quantise", run_quantise}, {"product", run_product},   {"rms_norm", run_rms_norm},
-    {"rotate", run_rotate},     {"scale", run_scale},       {"add", run_pair<add>},
-    {"gate", run_pair<gate>},   {"arg_max", run_arg_max},   {"store_kv", run_store_kv},
-    {"attend", run_attend},
+    {"quantise", run_quantise}, {"product", run_product},     {"rms_norm", run_rms_norm}, {"rotate", run_rotate},
+    {"scale", run_scale},       {"add", run_pair<add>},       {"gate", run_pair<gate>},   {"store_kv", run_store_kv},
+    {"attend", run_attend},     {"tile_tops", run_tile_tops}, {"arg_max", run_arg_max},
 };
 
 using ObjectCommand = void (*)(Objects&, Message&, Message&);
