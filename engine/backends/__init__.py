@@ -119,7 +119,7 @@ def _fastest() -> str:
     if _is_installed("socle_native"):
         name, why = "native", "the native core is built"
     elif _is_installed("onnxruntime"):
-        name, why = "onnx", f"the native core is not built, {_BUILD_HINT} for twice the speed"
+        name, why = "onnx", f"the native core is not built, {_BUILD_HINT} for more speed"
     else:
         name, why = "reference", "neither the native core nor ONNX Runtime is installed, answers will be slow"
     _log.info("backend_chosen backend=%s reason=%r", name, why)

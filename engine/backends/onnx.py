@@ -26,6 +26,8 @@ from engine.config import EngineConfig
 from engine.errors import CapacityError, UnsupportedInputError
 from engine.parameters import linear_modules
 
+_CHAINS_ALONE = "the ONNX back end runs chains alone: use the native back end for trees"
+
 F32 = NDArray[np.float32]
 Adapter = Mapping[str, F32]
 """Arrays by input name: A and B of every module, of rank 0 where the adapter leaves the base alone."""
@@ -63,8 +65,9 @@ class OnnxState:
         self.num_tokens = num_tokens
 
     def accept(self, rows: Sequence[int]) -> None:
-        """There is no tree to accept: `OnnxBackend` refuses them."""
-        raise NotImplementedError
+        """Refused, as the trees are that rows could be accepted from; none at all is nothing to do."""
+        if rows:
+            raise UnsupportedInputError(_CHAINS_ALONE)
 
     def close(self) -> None:
         """Drop the buffers."""
@@ -130,7 +133,7 @@ class OnnxBackend:
         state, num_rows = segment.state, len(segment.token_ids)
         assert isinstance(state, OnnxState)
         if segment.parents is not None:
-            raise UnsupportedInputError("the ONNX back end runs chains alone: use the native back end for trees")
+            raise UnsupportedInputError(_CHAINS_ALONE)
         if state.num_tokens + num_rows > state.max_tokens:
             raise ValueError(f"no room for {num_rows} tokens: {state.num_tokens} of {state.max_tokens} are taken")
         self._bind_adapter(state, self._base if segment.adapter is None else self._adapters[segment.adapter])

@@ -50,7 +50,7 @@ Pairs = Mapping[str, Mapping[str, str]]
 EXTRAS_NAME: Final = "socle.json"
 MAX_EXTRAS_BYTES: Final = 1 << 20  # they travel in the manifest, which has a limit of its own
 
-_LORA_NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.[A-Za-z0-9_-]+)?\.weight")
+LORA_NAME: Final = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.[A-Za-z0-9_-]+)?\.weight")
 _UNSUPPORTED_NAMES: Final = {
     "lora_magnitude_vector": "DoRA",
     "lora_embedding": "LoRA of an embedding",
@@ -111,7 +111,7 @@ def _pair(tensors: SourceTensors) -> dict[str, dict[str, str]]:
     """The tensor names of each module: {module: {"A": name, "B": name}}, in order of the modules' names."""
     pairs: dict[str, dict[str, str]] = {}
     for name in sorted(tensors):
-        match = _LORA_NAME.fullmatch(name)
+        match = LORA_NAME.fullmatch(name)
         if match is None:
             _refuse_tensor(name)
         module, which = match.groups()

@@ -26,7 +26,8 @@ from engine.artifact import (
 from engine.backends.weights import BaseWeights
 from engine.convert.agreement import measure_agreement
 from engine.convert.building import Progress, building, ignore_progress
-from engine.convert.errors import MissingTensorError, NotACheckpointError, ShapeMismatchError, UnexpectedTensorError
+from engine.convert.checkpoint import check_tensors
+from engine.convert.errors import NotACheckpointError
 from engine.convert.families import architecture_of
 from engine.convert.quantise import quantise_int4, quantise_int8, quantise_planes
 from engine.convert.source import SourceTensors, open_tensors, read_json
@@ -37,9 +38,6 @@ from engine.tensor_file import TensorFile, TensorSpec, write_tensor_file
 from engine.tokenizer import Tokenizer
 
 Weights = Literal["int4", "float32"]
-
-# Written by old versions of transformers and computed from the configuration: nothing is lost without them.
-_COMPUTED_SUFFIX = ".rotary_emb.inv_freq"
 
 
 def convert_base(
@@ -53,7 +51,7 @@ def convert_base(
     config = read_json(source / "config.json", NotACheckpointError)
     architecture = architecture_of(config)
     tensors = open_tensors(source, "model", NotACheckpointError)
-    _check_tensors(tensors, architecture)
+    check_tensors(tensors, architecture)
     with building(bundle) as folder:
         tokenizer = write_tokenizer(source, folder, config, architecture.vocab_size)
         _write_weights(folder / BASE_WEIGHTS, tensors, architecture, weights, on_progress)
@@ -67,22 +65,6 @@ def convert_base(
         digest = write_manifest(folder, manifest)
     on_progress("done", 1.0)
     return digest
-
-
-def _check_tensors(tensors: SourceTensors, architecture: Architecture) -> None:
-    """Every tensor that the configuration calls for, in its shape, and no other."""
-    expected = parameter_shapes(architecture)
-    for name, shape in expected.items():
-        if name not in tensors:
-            raise MissingTensorError(f"{name} is missing from the checkpoint")
-        if tensors[name].shape != shape:
-            raise ShapeMismatchError(f"{name} has shape {list(tensors[name].shape)}, expected is {list(shape)}")
-    for name in tensors:
-        is_tied_head = name == f"{HEAD}.weight" and architecture.tie_word_embeddings
-        if name not in expected and not is_tied_head and not name.endswith(_COMPUTED_SUFFIX):
-            raise UnexpectedTensorError(
-                f"{name:.120} has no place in a {architecture.family} model of this configuration"
-            )
 
 
 def _write_weights(

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 
 from engine.artifact import CHAT_TEMPLATE, TOKENIZER, Architecture
 from engine.convert.building import Progress, building, ignore_progress
+from engine.convert.checkpoint import check_tensors
 from engine.convert.element_types import encode, written_dtype
-from engine.convert.errors import MissingTensorError, NotACheckpointError, ShapeMismatchError, UnexpectedTensorError
+from engine.convert.errors import NotACheckpointError
 from engine.convert.families import architecture_of
 from engine.convert.growth import SHAPES, SIZE_KEYS, Growth, Shape, plan_growth, split_layer, writes_hidden
 from engine.convert.source import SourceTensors, open_tensors, read_json
-from engine.parameters import EMBEDDING, FINAL_NORM, HEAD, LAYER_NORMS, QK_NORMS, layer_path, parameter_shapes
+from engine.parameters import EMBEDDING, FINAL_NORM, LAYER_NORMS, QK_NORMS, layer_path, parameter_shapes
 from engine.tensor_file import TensorSpec, write_tensor_file
 
 __all__ = ["SHAPES", "Shape", "grow_checkpoint"]
@@ -56,7 +57,7 @@ def grow_checkpoint(
     config = read_json(source / "config.json", NotACheckpointError)
     growth = plan_growth(architecture_of(config), shape)
     tensors = open_tensors(source, "model", NotACheckpointError)
-    _check_tensors(tensors, growth.small)
+    check_tensors(tensors, growth.small)
     with building(target) as folder:
         grown = _GrownTensors(growth, tensors, seed)
         specs = list(grown.specs())
@@ -83,18 +84,6 @@ def copy_files(source: Path, folder: Path, names: tuple[str, ...]) -> None:
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """As save_pretrained() lays it out."""
     path.write_text(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _check_tensors(tensors: SourceTensors, small: Architecture) -> None:
-    """Every tensor that the configuration calls for, in its shape, and no other but a copy of the tied head."""
-    expected = parameter_shapes(small)
-    for name, shape in expected.items():
-        if name not in tensors:
-            raise MissingTensorError(f"{name} is missing from the checkpoint")
-        if tensors[name].shape != shape:
-            raise ShapeMismatchError(f"{name} has shape {list(tensors[name].shape)}, expected is {list(shape)}")
-    if unknown := sorted(set(tensors) - set(expected) - {f"{HEAD}.weight"}):
-        raise UnexpectedTensorError(f"{unknown[0]:.120} has no place in a Qwen3 model of this configuration")
 
 
 def _watched(

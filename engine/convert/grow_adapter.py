@@ -6,7 +6,6 @@ matrices too, so that the adapter costs what one of its rank costs on a model of
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.convert.adapter import EXTRAS_NAME
+from engine.convert.adapter import EXTRAS_NAME, LORA_NAME
 from engine.convert.building import Progress, building, ignore_progress
 from engine.convert.element_types import encode, written_dtype
 from engine.convert.errors import (
@@ -35,7 +34,6 @@ from engine.parameters import linear_modules
 from engine.tensor_file import TensorSpec, write_tensor_file
 
 _CONFIG: Final = "adapter_config.json"
-_LORA_NAME: Final = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.[A-Za-z0-9_-]+)?\.weight")
 
 Key = tuple[str, str]  # module, "A" or "B"
 
@@ -68,7 +66,7 @@ def _names(tensors: SourceTensors) -> dict[Key, str]:
     """The tensor of each module's A and B."""
     names: dict[Key, str] = {}
     for name in sorted(tensors):
-        match = _LORA_NAME.fullmatch(name)
+        match = LORA_NAME.fullmatch(name)
         if match is None:
             raise UnexpectedTensorError(f"{name:.120} is no tensor of a LoRA on a linear layer")
         names[match[1], match[2]] = name

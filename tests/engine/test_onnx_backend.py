@@ -9,7 +9,7 @@ from engine.backends.onnx_weights import repack
 from engine.backends.reference import ReferenceBackend
 from engine.backends.weights import Matrix
 from engine.config import EngineConfig
-from engine.errors import BundleError, CapacityError
+from engine.errors import BundleError, CapacityError, UnsupportedInputError
 from engine.layout import GROUP_INPUTS, pack
 from tests.engine.golden_cases import GOLDEN_CASES
 from tests.engine.random_bundles import FAMILIES, QWEN3, make_adapter, make_base
@@ -196,3 +196,13 @@ def test_back_ends_are_opened_by_name(bundles, name, expected):
     backend = open_backend(bundles / "qwen3-float32", EngineConfig(backend=name, num_threads=1))
     assert type(backend) is expected
     assert backend.name == name
+
+
+def test_a_tree_is_refused_and_nothing_appended(qwen3):
+    state = qwen3.new_state(10)
+    with pytest.raises(UnsupportedInputError, match="use the native back end for trees"):
+        qwen3.step([Segment(state, np.arange(3, dtype=np.int32), None, (2,), parents=(-1, 0, 0))])
+    with pytest.raises(UnsupportedInputError, match="use the native back end for trees"):
+        state.accept([0, 1])
+    state.accept([])
+    assert state.num_tokens == 0

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "buffer.h"
+#include "encoded_rows.h"
 #include "kernels.h"
 #include "kv_cache.h"
 #include "model_types.h"
@@ -39,12 +40,6 @@ struct Layer {
   const float* mlp_norm = nullptr;
   const float* query_norm = nullptr;  // nullptr if heads are not normalised
   const float* key_norm = nullptr;
-};
-
-// A matrix in 8 bits, in two planes of 4: `high` alone is the matrix in 4 bits, and `low` what rounding took away.
-// `low` has no data where there is one matrix of any encoding.
-struct Planes {
-  Matrix high, low;
 };
 
 struct Weights {
@@ -108,22 +103,6 @@ class Model {
   size_t logit_stride() const { return round_up(architecture_.vocab_size, kTileRows); }
 
  private:
-  // Rows in the form that products read, made row by row.
-  class Encoded {
-   public:
-    Encoded() = default;
-    Encoded(const Kernels& kernels, int max_rows, int inputs, bool is_float);
-    void start(int num_rows);  // of a step; blocks are of equal height, so that 17 rows run as 9 + 8 and not as 16 + 1
-    void encode(int row, const float* x) { encode_groups(row, 0, rows_.num_groups, x); }
-    void encode_groups(int row, int first_group, int last_group, const float* x);
-    const Rows& rows() const { return rows_; }
-
-   private:
-    const Kernels* kernels_ = nullptr;
-    Rows rows_;
-    Buffer<float> dense_;  // [max_rows, num_groups * 32] for float32 weights
-    Buffer<uint8_t> records_;
-  };
   struct Row {
     int segment;
     int index;     // in its segment
@@ -139,7 +118,7 @@ class Model {
   };
   // A product of several matrices of a layer over the same rows.
   struct Product {
-    const Encoded* input;
+    const EncodedRows* input;
     int layer;
     Linear first;
     int num_linears;
@@ -173,7 +152,7 @@ class Model {
   void gate_and_up(int thread, int layer);
   void gate_columns(int thread, int layer, int first_group, int last_group, int first_row, int num_rows, int num_items);
   int num_low_rank_items(int layer, Linear first, int num_linears) const;
-  void run_low_rank_item(int layer, Linear first, int num_linears, const Encoded& input, int item);
+  void run_low_rank_item(int layer, Linear first, int num_linears, const EncodedRows& input, int item);
   void add_low_rank(int thread, int layer, Linear first, int slot, int first_row, int num_rows, int first_tile,
                     int last_tile, float* out, size_t out_stride);
   Rows encode_low_rank(int thread, int slot, int first_row, int num_rows, int rank);
@@ -204,11 +183,8 @@ class Model {
   Buffer<float> logits_;     // [rows, logit_stride]
   Buffer<float> tile_tops_;  // [rows, tiles of the head], the largest logit of each, and a copy to sort
   Buffer<int> refined_;      // [rows, kRefinedTiles]
-  Encoded hidden_in_, mixed_in_, gated_in_, head_in_;
+  EncodedRows hidden_in_, mixed_in_, gated_in_, head_in_;
   std::vector<std::unique_ptr<ThreadScratch>> scratch_;
 };
-
-// One row of an embedding matrix, quantisation undone.
-void embed(const Planes& matrix, int index, float* out);
 
 }  // namespace socle

@@ -89,6 +89,12 @@ static inline float scale_in(const uint8_t* record, size_t group_inputs) {
   return scale;
 }
 
+// A matrix in 8 bits, in two planes of 4: `high` alone is the matrix in 4 bits, and `low` what rounding took away.
+// `low` has no data where there is one matrix of any encoding.
+struct Planes {
+  Matrix high, low;
+};
+
 // Whether a product replaces what lies in its output or is added to it.
 enum class Store { kSet, kAdd };
 

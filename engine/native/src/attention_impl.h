@@ -1,0 +1,234 @@
+// Keys and values into their tiles, and attention over them, for every instruction set. Included by kernels_impl.h, whose
+// helpers it uses; all names are local to the including file.
+#pragma once
+
+namespace socle {
+namespace {
+
+struct HalfKv {
+  using Element = uint16_t;
+  static constexpr bool kHasScales = false;
+  static Vec load_sixteen(const Element* p) { return load_half(p); }
+};
+struct Int8Kv {
+  using Element = int8_t;
+  static constexpr bool kHasScales = true;
+  static Vec load_sixteen(const Element* p) { return load_int8(p); }
+};
+
+template <class Kv>
+typename Kv::Element* keys_of(uint8_t* tile) {
+  return reinterpret_cast<typename Kv::Element*>(tile);
+}
+template <class Kv>
+const typename Kv::Element* keys_of(const uint8_t* tile) {
+  return reinterpret_cast<const typename Kv::Element*>(tile);
+}
+inline const float* key_scales(const KvLayout& layout, const uint8_t* tile) {
+  return reinterpret_cast<const float*>(tile + layout.element_bytes() * kTilePositions * layout.head_dim);
+}
+inline const float* value_scales(const KvLayout& layout, const uint8_t* tile) {
+  return reinterpret_cast<const float*>(tile + layout.value_offset() +
+                                        layout.element_bytes() * kTilePositions * layout.value_stride());
+}
+
+void store_half_kv(const KvLayout& layout, uint8_t* tile, int lane, const float* key, const float* value) {
+  uint16_t converted[kVecLanes];
+  auto* keys = reinterpret_cast<uint16_t*>(tile);
+  auto* values = reinterpret_cast<uint16_t*>(tile + layout.value_offset()) + lane * layout.value_stride();
+  for (int i = 0; i < layout.head_dim; i += kVecLanes) {
+    const int count = smaller(kVecLanes, layout.head_dim - i);
+    store_half(converted, load_up_to(key + i, count));
+    for (int j = 0; j < count; j++) keys[(i + j) * kTilePositions + lane] = converted[j];
+    store_half(values + i, load_up_to(value + i, count));
+  }
+}
+
+void store_int8_kv(const KvLayout& layout, uint8_t* tile, int lane, const float* key, const float* value) {
+  int8_t converted[kVecLanes];
+  auto* keys = reinterpret_cast<int8_t*>(tile);
+  auto* values = reinterpret_cast<int8_t*>(tile + layout.value_offset()) + lane * layout.value_stride();
+  const float key_top = magnitude_of(key, layout.head_dim), value_top = magnitude_of(value, layout.head_dim);
+  const Vec key_factor = all(int8_factor(key_top));
+  const Vec value_factor = all(int8_factor(value_top));
+  for (int i = 0; i < layout.head_dim; i += kVecLanes) {
+    const int count = smaller(kVecLanes, layout.head_dim - i);
+    store_int8(converted, mul(load_up_to(key + i, count), key_factor));
+    for (int j = 0; j < count; j++) keys[(i + j) * kTilePositions + lane] = converted[j];
+    store_int8(values + i, mul(load_up_to(value + i, count), value_factor));
+  }
+  const_cast<float*>(key_scales(layout, tile))[lane] = key_top / 127.0f;
+  const_cast<float*>(value_scales(layout, tile))[lane] = value_top / 127.0f;
+}
+
+void store_kv(const KvLayout& layout, uint8_t* tile, int lane, const float* key, const float* value) {
+  if (layout.encoding == KvEncoding::kHalf) {
+    store_half_kv(layout, tile, lane, key, value);
+  } else {
+    store_int8_kv(layout, tile, lane, key, value);
+  }
+}
+
+// The positions that any of the queries sees.
+struct Span {
+  int begin, end;
+};
+inline Span visible_to_any(const Attention& a) {
+  Span span = {a.begins[0], a.ends[0]};
+  for (int i = 1; i < a.num_queries; i++) {
+    span.begin = smaller(span.begin, a.begins[i]);
+    span.end = larger(span.end, a.ends[i]);
+  }
+  return span;
+}
+
+// scores[query][position] = query . key, positions in lanes, dimension after dimension. Two tiles at a time, where there
+// are two, share the broadcast of a query's dimension.
+template <class Kv, int num_queries, int num_tiles>
+void score_tiles(const Attention& a, int first_query, int tile, const uint8_t* next) {
+  const float* const* queries = a.queries + first_query;
+  const typename Kv::Element* keys[num_tiles];
+  Vec total[num_queries][num_tiles];
+  for (int t = 0; t < num_tiles; t++) {
+    keys[t] = keys_of<Kv>(a.tiles[tile + t]);
+    for (int q = 0; q < num_queries; q++) total[q][t] = zeros();
+  }
+  for (int d = 0; d < a.layout.head_dim; d++) {
+    if (d % 2 == 0) __builtin_prefetch(next + d * kTilePositions * sizeof(typename Kv::Element));
+    Vec key[num_tiles];
+    for (int t = 0; t < num_tiles; t++) key[t] = Kv::load_sixteen(keys[t] + d * kTilePositions);
+    for (int q = 0; q < num_queries; q++) {
+      const Vec query = all(queries[q][d]);
+      for (int t = 0; t < num_tiles; t++) total[q][t] = fma(query, key[t], total[q][t]);
+    }
+  }
+  for (int t = 0; t < num_tiles; t++) {
+    for (int q = 0; q < num_queries; q++) {
+      if (Kv::kHasScales) total[q][t] = mul(total[q][t], load(key_scales(a.layout, a.tiles[tile + t])));
+      store(a.scores + (first_query + q) * a.score_stride + (tile + t) * kTilePositions, total[q][t]);
+    }
+  }
+}
+
+template <class Kv, int num_queries>
+void score_span(const Attention& a, int first_query, Span span) {
+  const int end = (span.end + kTilePositions - 1) / kTilePositions;
+  int tile = span.begin / kTilePositions;
+  for (; tile + 2 <= end; tile += 2) {
+    score_tiles<Kv, num_queries, 2>(a, first_query, tile, a.tiles[smaller(tile + 2, end - 1)]);
+  }
+  if (tile < end) score_tiles<Kv, num_queries, 1>(a, first_query, tile, a.tiles[tile]);
+}
+
+// Scores to weights e^(score - largest), zero where the query does not see; returns 1 / their sum, NaN if a score that
+// it sees is not finite.
+template <class Kv>
+float soften(const Attention& a, int query, Span span) {
+  float* scores = a.scores + query * a.score_stride;
+  const int begin = a.begins[query], end = a.ends[query];
+  const int first_tile = span.begin / kTilePositions, last_tile = (span.end - 1) / kTilePositions;
+  Vec tops = all(kNegativeInfinity), poison = zeros();
+  for (int tile = begin / kTilePositions; tile * kTilePositions < end; tile++) {
+    const int start = tile * kTilePositions, from = larger(0, begin - start), to = smaller(kTilePositions, end - start);
+    const Vec score = load(scores + start), seen = keep_lanes(score, from, to, kNegativeInfinity);
+    store(scores + start, seen);
+    tops = max(tops, seen);
+    poison = fma(keep_lanes(score, from, to, 0.0f), zeros(), poison);
+  }
+  const Vec top = all(largest(tops));
+  Vec total = poison;
+  for (int tile = first_tile; tile <= last_tile; tile++) {
+    const int start = tile * kTilePositions;
+    const int from = larger(0, begin - start), to = smaller(kTilePositions, end - start);
+    Vec weight = zeros();
+    if (from < to) weight = keep_lanes(exponential(sub(load(scores + start), top)), from, to, 0.0f);
+    total = add(total, weight);
+    if (Kv::kHasScales) weight = mul(weight, load(value_scales(a.layout, a.tiles[tile])));
+    store(scores + start, weight);
+  }
+  return 1.0f / sum(total);
+}
+
+// Adds weight * value to outputs[query], position after position, for the positions of one tile and some dimensions.
+template <class Kv, int num_queries, int num_vecs>
+void mix_tile(const Attention& a, int first_query, int begin, int end, int first_dim) {
+  const uint8_t* tile = a.tiles[begin / kTilePositions] + a.layout.value_offset();
+  const auto* values = keys_of<Kv>(tile) + begin % kTilePositions * a.layout.value_stride() + first_dim;
+  const float* weights = a.scores + first_query * a.score_stride;
+  const int dims_left = a.layout.head_dim - first_dim;
+  Vec total[num_queries][num_vecs];
+  for (int q = 0; q < num_queries; q++) {
+    for (int v = 0; v < num_vecs; v++) {
+      total[q][v] = load_up_to(a.outputs[first_query + q] + first_dim + v * kVecLanes, dims_left - v * kVecLanes);
+    }
+  }
+  for (int position = begin; position < end; position++, values += a.layout.value_stride()) {
+    Vec value[num_vecs];
+    for (int v = 0; v < num_vecs; v++) value[v] = Kv::load_sixteen(values + v * kVecLanes);
+    for (int q = 0; q < num_queries; q++) {
+      const Vec weight = all(weights[q * a.score_stride + position]);
+      for (int v = 0; v < num_vecs; v++) total[q][v] = fma(weight, value[v], total[q][v]);
+    }
+  }
+  for (int q = 0; q < num_queries; q++) {
+    for (int v = 0; v < num_vecs; v++) {
+      store_up_to(a.outputs[first_query + q] + first_dim + v * kVecLanes, total[q][v], dims_left - v * kVecLanes);
+    }
+  }
+}
+
+// Tile after tile, so that values stream from memory once while the sums stay in the first cache.
+template <class Kv, int num_queries>
+void mix_span(const Attention& a, int first_query, Span span, const float* factors) {
+  const size_t tile_bytes = a.layout.element_bytes() * kTilePositions * a.layout.value_stride();
+  const int last_tile = (span.end - 1) / kTilePositions;
+  for (int q = 0; q < num_queries; q++) {
+    for (int d = 0; d < a.layout.head_dim; d++) a.outputs[first_query + q][d] = 0.0f;
+  }
+  for (int begin = span.begin, end; begin < span.end; begin = end) {
+    end = smaller(span.end, round_up(begin + 1, kTilePositions));
+    const uint8_t* next = a.tiles[smaller(begin / kTilePositions + 1, last_tile)] + a.layout.value_offset();
+    for (size_t byte = 0; byte < tile_bytes; byte += kVectorBytes) __builtin_prefetch(next + byte);
+    int dim = 0;
+    for (; dim + 2 * kVecLanes <= a.layout.value_stride(); dim += 2 * kVecLanes) {
+      mix_tile<Kv, num_queries, 2>(a, first_query, begin, end, dim);
+    }
+    if (dim < a.layout.value_stride()) mix_tile<Kv, num_queries, 1>(a, first_query, begin, end, dim);
+  }
+  for (int q = 0; q < num_queries; q++) scale_by(a.outputs[first_query + q], factors[first_query + q], a.layout.head_dim);
+}
+
+constexpr int kQueriesAtOnce = 8;
+
+template <class Kv, int num_queries = kQueriesAtOnce>
+void attend_to_block(const Attention& a, int first_query, int wanted, Span span, float* factors) {
+  if constexpr (num_queries > 0) {
+    if (wanted != num_queries) return attend_to_block<Kv, num_queries - 1>(a, first_query, wanted, span, factors);
+    score_span<Kv, num_queries>(a, first_query, span);
+    for (int q = first_query; q < first_query + num_queries; q++) factors[q] = soften<Kv>(a, q, span);
+    mix_span<Kv, num_queries>(a, first_query, span, factors);
+  }
+}
+
+template <class Kv>
+void attend_with(const Attention& a) {
+  const Span span = visible_to_any(a);
+  float factors[kMaxQueries];
+  const int num_blocks = (a.num_queries + kQueriesAtOnce - 1) / kQueriesAtOnce;
+  for (int block = 0, query = 0; block < num_blocks; block++) {
+    const int height = (a.num_queries - query + num_blocks - block - 1) / (num_blocks - block);
+    attend_to_block<Kv>(a, query, height, span, factors);
+    query += height;
+  }
+}
+
+void attend(const Attention& a) {
+  if (a.layout.encoding == KvEncoding::kHalf) {
+    attend_with<HalfKv>(a);
+  } else {
+    attend_with<Int8Kv>(a);
+  }
+}
+
+}  // namespace
+}  // namespace socle
