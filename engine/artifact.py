@@ -19,7 +19,7 @@ from typing import Any, Literal
 from engine.errors import AdapterMismatchError, BundleError
 from engine.strict_json import DecodeError, decode, encode
 
-FORMAT = 1
+FORMAT = 2
 ABI = "socle-1"
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 4 << 20
@@ -98,7 +98,7 @@ class TokenizerInfo:
 class BaseManifest:
     """Manifest of a base bundle.
 
-    `weights` names the quantisation: "int4" (groups of 32, 8-bit head and embedding) or "float32" (parity tests).
+    `weights` names the quantisation: "int4" (of groups of 32, 8-bit head and embedding) or "float32" (parity tests).
     `agreement` is the report of the conversion against fp32: {"num_tokens", "top1", "mean_kl", ...}.
     """
 

@@ -1,6 +1,6 @@
 """An adapter's matrices as the native core reads them: int8, A in the blocks of `engine.layout`, B in low-rank blocks.
 
-A block of B holds one tile of 16 output rows: 16 fp16 scales, then 64 bytes for each 4 of the rank's inputs.
+A block of B holds one tile of 16 output rows: 64 bytes for each 4 of the rank's inputs, then 16 fp16 scales.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from engine.artifact import Architecture
 from engine.backends.weights import LoraMatrices
 from engine.errors import BundleError
-from engine.layout import GROUP_INPUTS, TILE_ROWS, ZERO_POINT, pack
+from engine.layout import GROUP_INPUTS, TILE_ROWS, ZERO_POINT, pack_int8
 from engine.parameters import LAYER_LINEARS, layer_path
 
 F32 = NDArray[np.float32]
@@ -63,19 +63,19 @@ def _peak(matrix: F32) -> float:
 
 def _pack_a(a: F32) -> U8:
     rank, inputs = a.shape
-    groups = np.pad(a, ((0, 0), (0, -inputs % GROUP_INPUTS))).reshape(rank, -1, GROUP_INPUTS)  # [rank, groups, 32]
-    values, scales = _quantise(groups)  # [rank, groups, 32], [rank, groups]
-    return pack(values.reshape(rank, -1)[:, :inputs], scales, 8)  # [tiles, groups, 544]
+    groups = np.pad(a, ((0, 0), (0, -inputs % GROUP_INPUTS))).reshape(rank, -1, GROUP_INPUTS)  # [rank, groups, 128]
+    values, scales = _quantise(groups)  # [rank, groups, 128], [rank, groups]
+    return pack_int8(values.reshape(rank, -1)[:, :inputs], scales)  # [tiles, groups, 2112]
 
 
 def pack_low_rank(b: F32) -> U8:
-    """Blocks [tiles, 32 + 64 * ceil(rank / 4)] of a matrix [rows, rank], one scale per row."""
+    """Blocks [tiles, 64 * ceil(rank / 4) + 32] of a matrix [rows, rank], one scale per row."""
     rows, rank = b.shape
     padded = np.pad(b, ((0, -rows % TILE_ROWS), (0, -rank % _LANE_INPUTS)))
     values, scales = _quantise(padded)  # [rows, rank], [rows]
     lanes = values.reshape(-1, TILE_ROWS, padded.shape[1] // _LANE_INPUTS, _LANE_INPUTS)  # [tiles, 16, vectors, 4]
     planes = np.ascontiguousarray(lanes.transpose(0, 2, 1, 3)).reshape(len(lanes), -1)  # [tiles, vectors * 64]
-    return np.concatenate([scales.reshape(-1, TILE_ROWS).view(np.uint8), planes], axis=1)
+    return np.concatenate([planes, scales.reshape(-1, TILE_ROWS).view(np.uint8)], axis=1)
 
 
 def _quantise(groups: F32) -> tuple[U8, NDArray[np.float16]]:

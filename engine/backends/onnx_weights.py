@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from engine.backends.weights import BaseWeights, Matrix
-from engine.layout import GROUP_INPUTS, ZERO_POINT, unpack
+from engine.layout import SUBGROUP_INPUTS, ZERO_POINT, unpack
 
 DATA_NAME = "constants.bin"
 ALIGNMENT_BYTES = 4096  # of mapped files
@@ -46,7 +46,7 @@ class ExternalConstants:
             "N": matrix.rows,
             "K": matrix.inputs,
             "bits": matrix.bits,
-            "block_size": GROUP_INPUTS,
+            "block_size": SUBGROUP_INPUTS,
             "accuracy_level": self._accuracy_level,
         }
         return "MatMulNBits", attributes, list(repack(matrix))
@@ -77,8 +77,8 @@ def repack(matrix: Matrix) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """
     values, scales = unpack(matrix.stored, matrix.bits, matrix.rows, matrix.inputs)
     groups = scales.shape[1]
-    if padding := groups * GROUP_INPUTS - matrix.inputs:
+    if padding := groups * SUBGROUP_INPUTS - matrix.inputs:
         values = np.pad(values, ((0, 0), (0, padding)), constant_values=ZERO_POINT[matrix.bits])
     if matrix.bits == 4:
         values = values[:, 0::2] | np.left_shift(values[:, 1::2], 4, dtype=np.uint8)  # [rows, groups * 16]
-    return values.reshape(matrix.rows, groups, -1), scales.astype(np.float32)
+    return values.reshape(matrix.rows, groups, -1), scales

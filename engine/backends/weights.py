@@ -26,8 +26,8 @@ F32 = NDArray[np.float32]
 class Matrix:
     """A weight matrix [rows, inputs] as it lies in the file, read-only.
 
-    stored: uint8 blocks of `engine.layout`, [tiles, groups, 288] for 4 bits, [tiles, groups, 544] or, in planes,
-    [2, tiles, groups, 288] for 8; float32 [rows, inputs] for 32.
+    stored: uint8 blocks of `engine.layout`, [tiles, groups, 1120] for 4 bits, [tiles, groups, 2112] or, in planes,
+    [2, tiles, groups, 1120] for 8; float32 [rows, inputs] for 32.
     """
 
     stored: NDArray[Any]

@@ -30,7 +30,16 @@ from engine.artifact import (
     write_manifest,
 )
 from engine.convert.building import building
-from engine.layout import GROUP_INPUTS, TILE_ROWS, ZERO_POINT, block_bytes, pack_planes
+from engine.layout import (
+    GROUP_INPUTS,
+    GROUP_SUBGROUPS,
+    MAX_MULTIPLIER,
+    TILE_ROWS,
+    ZERO_POINT,
+    block_bytes,
+    pack_int4,
+    pack_planes,
+)
 from engine.parameters import EMBEDDING, HEAD, linear_modules, matrix_modules, vectors
 from engine.tensor_file import TensorSpec, write_tensor_file
 
@@ -124,27 +133,39 @@ def _produce(spec: TensorSpec) -> NDArray[Any]:
 
 
 def _random_blocks(generator: np.random.Generator, tiles: int, groups: int) -> U8:
-    """4-bit blocks of `engine.layout` [tiles, groups, 288]."""
-    scales = generator.uniform(0.8, 1.2, (tiles, groups, TILE_ROWS)) * (WEIGHT_STD / _VALUE_STD[4])
+    """4-bit blocks of `engine.layout` [tiles, groups, 1120]; some tiles at a time, as packing takes several copies."""
     blocks = np.empty((tiles, groups, block_bytes(4)), np.uint8)
-    blocks[:, :, : 2 * TILE_ROWS] = scales.astype(np.float16).view(np.uint8)
-    nibbles = _normal_values(4)
-    pairs = (nibbles[:, None] << 4 | nibbles[None, :]).ravel()  # [65536], by two random bytes
-    vectors = blocks[:, :, 2 * TILE_ROWS :]
-    vectors[...] = pairs[generator.integers(0, 65_536, vectors.shape, np.uint16)]
+    allowed = _normal_values(4)
+    for first in range(0, tiles, _TILES_AT_ONCE):
+        values, multipliers, scales = _random_matrix(
+            generator, min(_TILES_AT_ONCE, tiles - first), groups, allowed, _VALUE_STD[4]
+        )
+        blocks[first : first + _TILES_AT_ONCE] = pack_int4(values, multipliers, scales)
     return blocks
 
 
 def _random_planes(generator: np.random.Generator, tiles: int, groups: int) -> U8:
-    """8 bits in two planes [2, tiles, groups, 288]; some tiles at a time, as packing takes several copies."""
+    """8 bits in two planes [2, tiles, groups, 1120]."""
     planes = np.empty((2, tiles, groups, block_bytes(4)), np.uint8)
     allowed = np.clip(_normal_values(8), ZERO_POINT[8] - 119, ZERO_POINT[8] + 119)
     for first in range(0, tiles, _TILES_AT_ONCE):
-        rows = TILE_ROWS * min(_TILES_AT_ONCE, tiles - first)
-        values = allowed[generator.integers(0, 256, (rows, groups * GROUP_INPUTS), np.uint8)]
-        scales = generator.uniform(0.8, 1.2, (rows, groups)) * (WEIGHT_STD / _VALUE_STD[8])
-        planes[:, first : first + rows // TILE_ROWS] = pack_planes(values, scales.astype(np.float16))
+        values, multipliers, scales = _random_matrix(
+            generator, min(_TILES_AT_ONCE, tiles - first), groups, allowed, _VALUE_STD[8]
+        )
+        planes[:, first : first + _TILES_AT_ONCE] = pack_planes(values, multipliers, scales)
     return planes
+
+
+def _random_matrix(
+    generator: np.random.Generator, tiles: int, groups: int, allowed: U8, value_std: float
+) -> tuple[U8, NDArray[np.int8], NDArray[np.float16]]:
+    """Values [rows, inputs] that are `allowed` [256], multipliers [rows, subgroups] and scales [rows, groups]."""
+    rows = tiles * TILE_ROWS
+    values = allowed[generator.integers(0, 256, (rows, groups * GROUP_INPUTS), np.uint8)]
+    multipliers = generator.integers(10, MAX_MULTIPLIER + 1, (rows, groups * GROUP_SUBGROUPS), np.int8)
+    mean_multiplier = (10 + MAX_MULTIPLIER) / 2
+    scales = np.full((rows, groups), WEIGHT_STD / value_std / mean_multiplier, np.float16)
+    return values, multipliers, scales
 
 
 def _normal_values(bits: int) -> U8:

@@ -34,8 +34,8 @@ _QWEN3 = replace(_QWEN2, family="qwen3", attention_bias=False, qk_norm=True, hea
 SHAPES: Final = {
     "tiny": replace(
         _QWEN3,
-        hidden_size=64,
-        intermediate_size=96,
+        hidden_size=128,
+        intermediate_size=384,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

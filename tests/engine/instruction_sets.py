@@ -17,7 +17,17 @@ from numpy.typing import NDArray
 from engine.backends.native import NativeBackend
 from engine.backends.native_adapter import pack_low_rank
 from engine.config import EngineConfig
-from engine.layout import GROUP_INPUTS, SCALE_BYTES, TILE_ROWS, ZERO_POINT, dequantise, pack
+from engine.layout import (
+    GROUP_INPUTS,
+    MAX_MULTIPLIER,
+    SUBGROUP_INPUTS,
+    TILE_ROWS,
+    ZERO_POINT,
+    block_bytes,
+    dequantise,
+    pack_int4,
+    pack_int8,
+)
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
@@ -29,11 +39,21 @@ TILE_POSITIONS = 16
 
 @dataclass(frozen=True)
 class Quantised:
-    """Rows as they enter a product: values [rows, padded inputs], scales and offsets [rows, groups]."""
+    """Rows as they enter a product: values [rows, padded inputs], and a tail for each group [rows, groups, 6].
+
+    An int32 offset, a float32 scale, then for each of four subgroups an int16 offset and 16 zero bits.
+    """
 
     values: NDArray[np.int8]
-    scales: F32
-    offsets: NDArray[np.int32]
+    tails: NDArray[np.int32]
+
+    @property
+    def offsets(self) -> NDArray[np.int32]:
+        return self.tails[..., 0]
+
+    @property
+    def scales(self) -> F32:
+        return self.tails[..., 1].view(np.float32)
 
     @property
     def dense(self) -> NDArray[np.float64]:
@@ -82,8 +102,8 @@ class InstructionSet:
     def quantise(self, x: F32, group_inputs: int = GROUP_INPUTS) -> Quantised:
         """Rows [rows, inputs], padded to whole groups with zeros."""
         whole = np.pad(x, ((0, 0), (0, -x.shape[1] % group_inputs)))
-        values, scales, offsets = self.core.kernels.quantise(self.name, whole, group_inputs)
-        return Quantised(values.reshape(whole.shape), scales.reshape(len(x), -1), offsets.reshape(len(x), -1))
+        values, tails = self.core.kernels.quantise(self.name, whole, group_inputs)
+        return Quantised(values.reshape(whole.shape), tails.reshape(len(x), -1, 6))
 
     def product(
         self, matrix: Stored, x: Quantised | F32, *, rows: slice | None = None, tiles: slice | None = None, start=None
@@ -158,8 +178,16 @@ def stored(generator: np.random.Generator, encoding: Encoding, rows: int, inputs
     bits = 4 if encoding == "int4" else 8
     values = generator.integers(0, 2**bits, (rows, inputs), dtype=np.uint8)
     scales = generator.uniform(-1, 1, (rows, -(-inputs // GROUP_INPUTS))).astype(np.float16)
-    blocks = pack(values, scales, bits)
+    shape = (rows, -(-inputs // SUBGROUP_INPUTS))
+    multipliers = generator.integers(-MAX_MULTIPLIER, MAX_MULTIPLIER + 1, shape, np.int8)
+    blocks = pack_int4(values, multipliers, scales) if bits == 4 else pack_int8(values, scales)
     return Stored(encoding, blocks, dequantise(blocks, bits, rows, inputs))
+
+
+def scales_in(blocks: U8) -> NDArray[np.float16]:
+    """The fp16 scales [..., 16] in blocks [..., bytes], to read and to write. Behind those of int8 is padding."""
+    start = 2048 if blocks.shape[-1] == block_bytes(8) else blocks.shape[-1] - 2 * TILE_ROWS
+    return blocks[..., start : start + 2 * TILE_ROWS].view(np.float16)
 
 
 def rounded(x: F32, kv_type: KvType) -> F32:
@@ -173,8 +201,9 @@ def rounded(x: F32, kv_type: KvType) -> F32:
 
 def unpack_low_rank(blocks: U8, rows: int, rank: int) -> F32:
     """The matrix [rows, rank] that `pack_low_rank` made blocks of."""
-    scales = np.ascontiguousarray(blocks[:, :SCALE_BYTES]).view(np.float16).astype(np.float32)  # [tiles, 16]
-    lanes = blocks[:, SCALE_BYTES:].reshape(len(blocks), -1, TILE_ROWS, 4)  # [tiles, vectors, 16, 4]
+    vectors, scale_bytes = np.split(blocks, [-2 * TILE_ROWS], axis=1)
+    scales = np.ascontiguousarray(scale_bytes).view(np.float16).astype(np.float32)  # [tiles, 16]
+    lanes = vectors.reshape(len(blocks), -1, TILE_ROWS, 4)  # [tiles, vectors, 16, 4]
     values = lanes.transpose(0, 2, 1, 3).reshape(len(blocks), TILE_ROWS, -1).astype(np.float32) - ZERO_POINT[8]
     return (values * scales[..., None]).reshape(len(blocks) * TILE_ROWS, -1)[:rows, :rank]
 

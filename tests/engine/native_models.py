@@ -157,7 +157,7 @@ def as_packed(a: F32, b: F32) -> tuple[F32, F32]:
 
 
 def multiply_int8(x: F32, weight: F32) -> F32:
-    """x W^T with each group of 32 inputs of x rounded to 127 steps of its largest, the sums in float64."""
+    """x W^T with each group of 128 inputs of x rounded to 127 steps of its largest, the sums in float64."""
     num_inputs = weight.shape[1]
     group_inputs = padded(num_inputs, TILE_ROWS) if isinstance(weight, LowRankMatrix) else GROUP_INPUTS
     groups = np.pad(x, ((0, 0), (0, -num_inputs % group_inputs))).reshape(len(x), -1, group_inputs)

@@ -22,7 +22,7 @@ from engine.artifact import (
     read_base,
     write_manifest,
 )
-from engine.layout import GROUP_INPUTS, pack, pack_planes
+from engine.layout import GROUP_INPUTS, MAX_MULTIPLIER, SUBGROUP_INPUTS, pack_int4, pack_int8, pack_planes
 from engine.parameters import EMBEDDING, HEAD, linear_modules, matrix_modules, vectors
 from engine.tensor_file import TensorSpec, write_tensor_file
 
@@ -119,8 +119,11 @@ def _matrix(generator: np.random.Generator, rows: int, inputs: int, bits: int, *
         return (generator.standard_normal((rows, inputs)) / inputs**0.5).astype(np.float32)
     values = generator.integers(0, 2**bits, (rows, inputs), dtype=np.uint8)
     spread = {4: 5.0, 8: 74.0}[bits]  # standard deviation of the values, so that weights have variance 1 / inputs
-    shape = (rows, -(-inputs // GROUP_INPUTS))
-    scales = generator.uniform(0.5, 1.5, shape) / (spread * inputs**0.5)
-    if bits == 8 and in_planes:
-        return pack_planes(np.clip(values, 9, 247), scales.astype(np.float16))
-    return pack(values, scales.astype(np.float16), bits)
+    scales = generator.uniform(0.5, 1.5, (rows, -(-inputs // GROUP_INPUTS))) / (spread * inputs**0.5)
+    if bits == 8 and not in_planes:
+        return pack_int8(values, scales.astype(np.float16))
+    multipliers = generator.integers(5, MAX_MULTIPLIER + 1, (rows, -(-inputs // SUBGROUP_INPUTS)), np.int8)
+    scales = (scales / 10).astype(np.float16)
+    if bits == 8:
+        return pack_planes(np.clip(values, 9, 247), multipliers, scales)
+    return pack_int4(values, multipliers, scales)

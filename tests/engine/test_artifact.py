@@ -127,7 +127,7 @@ HOSTILE = {
     "no kind": b"{}",
     "other kind": changed(BASE, kind="model"),
     "kind is a list": changed(BASE, kind=[]),
-    "other format": changed(BASE, format=2),
+    "other format": changed(BASE, format=1),
     "other abi": changed(BASE, abi="socle-2"),
     "unknown key": changed(BASE, extra=1),
     "adapter with base's keys": changed(BASE, kind="adapter"),

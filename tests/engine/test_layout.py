@@ -5,82 +5,95 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.layout import ZERO_POINT, block_bytes, dequantise, dequantise_rows, pack, pack_planes, unpack
+from engine.layout import (
+    ZERO_POINT,
+    block_bytes,
+    dequantise,
+    dequantise_rows,
+    pack_int4,
+    pack_int8,
+    pack_planes,
+    unpack,
+)
 
-SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 100))
+SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 300))
+KINDS = ("int4", "int8", "planes")
+BITS = {"int4": 4, "int8": 8, "planes": 8}
 
 
-def random_matrix(shape, bits, seed=0) -> tuple[np.ndarray, np.ndarray]:
+def random_matrix(kind, shape, seed=0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Blocks, the values in them, and the scale of each 32 inputs."""
     generator = np.random.default_rng(seed)
-    values = generator.integers(0, 2**bits, shape, dtype=np.uint8)
-    scales = generator.normal(size=(shape[0], -(-shape[1] // 32))).astype(np.float16)
-    return values, scales
+    rows, inputs = shape
+    lowest, highest = {"int4": (0, 15), "int8": (0, 255), "planes": (9, 247)}[kind]
+    values = generator.integers(lowest, highest + 1, shape, dtype=np.uint8)
+    scales = generator.normal(size=(rows, -(-inputs // 128))).astype(np.float16)
+    multipliers = generator.integers(-15, 16, (rows, -(-inputs // 32)), dtype=np.int8)
+    group_of = np.arange(multipliers.shape[1]) // 4
+    if kind == "int8":
+        return pack_int8(values, scales), values, scales.astype(np.float32)[:, group_of]
+    pack = pack_int4 if kind == "int4" else pack_planes
+    return pack(values, multipliers, scales), values, scales.astype(np.float32)[:, group_of] * multipliers
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("kind", KINDS)
 @given(SHAPES, st.integers(0, 9))
-def test_unpack_undoes_pack(bits, shape, seed) -> None:
-    values, scales = random_matrix(shape, bits, seed)
-    blocks = pack(values, scales, bits)
-    assert blocks.shape == (-(-shape[0] // 16), scales.shape[1], block_bytes(bits))
-    unpacked, unpacked_scales = unpack(blocks, bits, *shape)
+def test_unpack_undoes_pack(kind, shape, seed) -> None:
+    blocks, values, scales = random_matrix(kind, shape, seed)
+    bits = 8 if kind == "int8" else 4
+    assert blocks.shape[-3:] == (-(-shape[0] // 16), -(-shape[1] // 128), block_bytes(bits))
+    unpacked, unpacked_scales = unpack(blocks, BITS[kind], *shape)
     assert (unpacked == values).all()
     assert (unpacked_scales == scales).all()
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("kind", KINDS)
 @given(SHAPES)
-def test_weight_is_value_less_zero_point_times_scale(bits, shape) -> None:
-    values, scales = random_matrix(shape, bits)
-    weights = dequantise(pack(values, scales, bits), bits, *shape)
-    for row, column in np.ndindex(shape):
-        expected = np.float32(int(values[row, column]) - ZERO_POINT[bits]) * np.float32(scales[row, column // 32])
-        assert weights[row, column] == expected
+def test_weight_is_value_less_zero_point_times_scale(kind, shape) -> None:
+    blocks, values, scales = random_matrix(kind, shape)
+    weights = dequantise(blocks, BITS[kind], *shape)
+    expected = (values.astype(np.float32) - ZERO_POINT[BITS[kind]]) * np.repeat(scales, 32, axis=1)[:, : shape[1]]
+    assert (weights == expected).all()
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_rows_are_those_of_the_whole(bits) -> None:
-    values, scales = random_matrix((37, 70), bits)
-    blocks = pack(values, scales, bits)
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_those_of_the_whole(kind) -> None:
+    blocks, _, _ = random_matrix(kind, (37, 170))
     indices = np.array([0, 36, 17, 17])
-    assert (dequantise_rows(blocks, bits, indices, 70) == dequantise(blocks, bits, 37, 70)[indices]).all()
+    rows = dequantise_rows(blocks, BITS[kind], indices, 170)
+    np.testing.assert_allclose(rows, dequantise(blocks, BITS[kind], 37, 170)[indices], rtol=1e-5)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_padding_adds_nothing(bits) -> None:
-    values, scales = random_matrix((3, 33), bits)
-    padded = dequantise(pack(values, scales, bits), bits, 16, 64)
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_adds_nothing(kind) -> None:
+    blocks, _, _ = random_matrix(kind, (3, 33))
+    padded = dequantise(blocks, BITS[kind], 16, 128)
     assert not padded[3:].any()
     assert not padded[:, 33:].any()
 
 
-def test_bytes_lie_as_drawn() -> None:
-    """Row r, inputs 4v .. 4v+3 are the low nibbles of lane r of vector v; inputs 16 on are the high ones."""
-    values = np.full((16, 32), 8, np.uint8)
-    values[5, 6], values[5, 22] = 3, 12
-    (block,) = pack(values, np.arange(16, dtype=np.float16)[:, None], 4)[0]
-    assert block[:32].view(np.float16).tolist() == list(range(16))
-    assert block[32 + 1 * 64 + 5 * 4 + 2] == 3 | 12 << 4
+def test_bytes_of_int4_lie_as_drawn() -> None:
+    """Inputs 4v .. 4v+3 of a subgroup are the low nibbles of lane r of its vector v; inputs 16 on the high ones."""
+    values = np.full((16, 128), 8, np.uint8)
+    values[5, 70], values[5, 86] = 3, 12  # inputs 6 and 22 of subgroup 2
+    multipliers = np.arange(64, dtype=np.int8).reshape(16, 4) % 15
+    (block,) = pack_int4(values, multipliers, np.arange(16, dtype=np.float16)[:, None])[0]
+    assert block[(2 * 4 + 1) * 64 + 5 * 4 + 2] == 3 | 12 << 4
+    assert block[1024:1088].tolist() == multipliers.ravel().tolist()
+    assert block[1088:].view(np.float16).tolist() == list(range(16))
+
+
+def test_bytes_of_int8_lie_as_drawn() -> None:
+    values = np.full((16, 128), 128, np.uint8)
+    values[5, 70] = 3
+    (block,) = pack_int8(values, np.arange(16, dtype=np.float16)[:, None])[0]
+    assert block[17 * 64 + 5 * 4 + 2] == 3
+    assert block[2048:2080].view(np.float16).tolist() == list(range(16))
 
 
 @given(SHAPES, st.integers(0, 9))
-def test_planes_hold_8_bits_and_the_high_one_is_the_matrix_in_4(shape, seed) -> None:
-    values, scales = random_matrix(shape, 8, seed)
-    values = np.clip(values, 9, 247)
-    planes = pack_planes(values, scales)
-    assert planes.shape == (2, -(-shape[0] // 16), scales.shape[1], block_bytes(4))
-    unpacked, unpacked_scales = unpack(planes, 8, *shape)
-    assert (unpacked == values).all()
-    assert (unpacked_scales == scales).all()
+def test_the_high_plane_is_the_matrix_in_4_bits(shape, seed) -> None:
+    planes, _, scales = random_matrix("planes", shape, seed)
     coarse = dequantise(planes[0], 4, *shape)
-    steps = np.repeat(np.abs(scales.astype(np.float32)), 32, axis=1)[:, : shape[1]]
-    assert (np.abs(coarse - dequantise(planes, 8, *shape)) <= 8 * steps).all()
-
-
-def test_rows_of_planes_are_those_of_the_whole() -> None:
-    values, scales = random_matrix((37, 70), 8)
-    planes = pack_planes(np.clip(values, 9, 247), scales)
-    indices = np.array([0, 36, 17, 17])
-    np.testing.assert_allclose(
-        dequantise_rows(planes, 8, indices, 70), dequantise(planes, 8, 37, 70)[indices], rtol=1e-5
-    )
+    steps = np.repeat(np.abs(scales), 32, axis=1)[:, : shape[1]]
+    assert (np.abs(coarse - dequantise(planes, 8, *shape)) <= 8.001 * steps).all()

@@ -21,7 +21,7 @@ from engine.parameters import ATTENTION_BIASES, LAYER_LINEARS, LAYER_NORMS
 from engine.sampling import GREEDY, SamplingParams, new_generator, next_token
 from engine.tensor_file import TensorFile
 from tests.engine.golden_cases import GOLDEN_CASES
-from tests.engine.instruction_sets import INSTRUCTION_SETS
+from tests.engine.instruction_sets import INSTRUCTION_SETS, scales_in
 from tests.engine.native_models import (
     ADAPTERS,
     MODELS,
@@ -357,7 +357,7 @@ def damaged(base, folder, name, bad):
 
     def damage(tensor):
         if tensor.dtype == np.uint8:
-            tensor.reshape(-1, tensor.shape[-1])[0, :32].view(np.float16)[3] = bad
+            scales_in(tensor.reshape(-1, tensor.shape[-1]))[0, 3] = bad
         else:
             tensor.reshape(len(tensor), -1)[3, -1] = bad
 

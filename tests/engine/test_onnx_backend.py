@@ -10,7 +10,7 @@ from engine.backends.reference import ReferenceBackend
 from engine.backends.weights import Matrix
 from engine.config import EngineConfig
 from engine.errors import BundleError, CapacityError, UnsupportedInputError
-from engine.layout import GROUP_INPUTS, pack
+from engine.layout import SUBGROUP_INPUTS, pack_int4, pack_int8
 from tests.engine.golden_cases import GOLDEN_CASES
 from tests.engine.random_bundles import FAMILIES, QWEN3, make_adapter, make_base
 
@@ -91,12 +91,14 @@ def test_int8_activations_stay_close(bundles, family):
 def test_repacking_keeps_every_weight(bits):
     generator = np.random.default_rng(bits)
     values = generator.integers(0, 2**bits, (20, 80), dtype=np.uint8)
-    scales = generator.uniform(0.1, 1.0, (20, 3)).astype(np.float16)
-    packed, packed_scales = repack(Matrix(pack(values, scales, bits), 20, 80, bits))
-    assert packed.shape == (20, 3, GROUP_INPUTS * bits // 8)
+    scales = generator.uniform(0.1, 1.0, (20, 1)).astype(np.float16)
+    multipliers = generator.integers(-15, 16, (20, 3), np.int8) if bits == 4 else np.ones((20, 3), np.int8)
+    stored = pack_int4(values, multipliers, scales) if bits == 4 else pack_int8(values, scales)
+    packed, packed_scales = repack(Matrix(stored, 20, 80, bits))
+    assert packed.shape == (20, 3, SUBGROUP_INPUTS * bits // 8)
     pairs = packed if bits == 8 else np.stack([packed & 15, packed >> 4], axis=-1)
     np.testing.assert_array_equal(pairs.reshape(20, 96)[:, :80], values)
-    np.testing.assert_array_equal(packed_scales, scales)
+    np.testing.assert_array_equal(packed_scales, scales.astype(np.float32) * multipliers)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

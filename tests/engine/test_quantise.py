@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from engine.convert.errors import NotFiniteError
 from engine.convert.quantise import quantise_int4, quantise_int8, quantise_planes
-from engine.layout import dequantise, pack, unpack
+from engine.layout import dequantise, pack_int4, unpack
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 100))
 
@@ -47,7 +47,7 @@ def test_scale_search_beats_rounding_to_nearest() -> None:
     weight = normal((256, 256))
     searched = ((round_trip(quantise_int4, 4, weight) - weight) ** 2).mean()
     nearest = ((round_to_nearest(weight) - weight) ** 2).mean()
-    assert searched < 0.9 * nearest
+    assert searched < 0.92 * nearest  # whose scales may be any number
 
 
 def test_every_chunk_is_searched() -> None:
@@ -57,10 +57,10 @@ def test_every_chunk_is_searched() -> None:
 
 
 def test_values_on_the_grid_are_kept() -> None:
-    values = np.random.default_rng(1).integers(0, 16, (32, 64), dtype=np.uint8)
-    values[:, ::32] = 0  # the end of the range occurs in each group
-    scales = np.full((32, 2), 0.25, np.float16)
-    weight = dequantise(pack(values, scales, 4), 4, 32, 64)
+    values = np.random.default_rng(1).integers(0, 16, (32, 128), dtype=np.uint8)
+    values[:, ::32] = 0  # the end of the range occurs in each subgroup
+    multipliers = np.tile(np.array([15, -15, 3, 7], np.int8), (32, 1))
+    weight = dequantise(pack_int4(values, multipliers, np.full((32, 1), 0.25, np.float16)), 4, 32, 128)
     assert (round_trip(quantise_int4, 4, weight) == weight).all()
 
 

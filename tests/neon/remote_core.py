@@ -133,8 +133,8 @@ class Kernels:
     def quantise(self, instruction_set, x, group_inputs):
         return tuple(self._runner.ask("quantise", instruction_set, x, group_inputs))
 
-    def product(self, *matrix, num_rows, part, dense=None, values=None, scales=None, offsets=None, start=None):
-        rows = (num_rows, dense, values, scales, offsets)
+    def product(self, *matrix, num_rows, part, dense=None, values=None, tails=None, start=None):
+        rows = (num_rows, dense, values, tails)
         return self._runner.ask("product", *matrix, *rows, np.array(part, np.int32), start)[0]
 
     def store_kv(self, instruction_set, kv_type, keys, values):

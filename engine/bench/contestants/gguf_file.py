@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from engine.artifact import Architecture
 from engine.backends.weights import BaseWeights, Matrix
-from engine.layout import GROUP_INPUTS, unpack
+from engine.layout import SUBGROUP_INPUTS, unpack
 from engine.parameters import EMBEDDING, FINAL_NORM, layer_path, linear_modules, matrix_modules, vectors
 
 MODEL_NAME: Final = "model-q4_0.gguf"
@@ -109,15 +109,16 @@ def _half_precision(matrix: Matrix) -> NDArray[np.float16]:
 
 def q4_0_bytes(inputs: int) -> int:
     """Bytes of a row."""
-    return inputs // GROUP_INPUTS * 18
+    return inputs // SUBGROUP_INPUTS * 18
 
 
 def q4_0_blocks(matrix: Matrix) -> NDArray[np.uint8]:
     """Rows of blocks [rows, groups * 18]: an fp16 scale, then inputs j (low half) and j + 16 (high half) in byte j."""
     values, scales = unpack(matrix.stored, matrix.bits, matrix.rows, matrix.inputs)
-    groups = values.reshape(matrix.rows, -1, GROUP_INPUTS)  # [rows, groups, 32]
+    groups = values.reshape(matrix.rows, -1, SUBGROUP_INPUTS)  # [rows, groups, 32]
     nibbles = groups[:, :, :16] | groups[:, :, 16:] << 4  # [rows, groups, 16]
-    blocks = np.concatenate([scales[:, :, None].view(np.uint8), nibbles], axis=2)  # [rows, groups, 18]
+    scale_bytes = scales.astype(np.float16)[:, :, None].view(np.uint8)  # [rows, groups, 2]
+    blocks = np.concatenate([scale_bytes, nibbles], axis=2)  # [rows, groups, 18]
     return blocks.reshape(matrix.rows, -1)
 
 

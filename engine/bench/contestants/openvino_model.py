@@ -22,7 +22,7 @@ from openvino.op.util import Variable, VariableInfo
 from engine.artifact import Architecture
 from engine.backends.reference import rope_frequencies
 from engine.backends.weights import BaseWeights, Matrix
-from engine.layout import GROUP_INPUTS, unpack
+from engine.layout import SUBGROUP_INPUTS, unpack
 from engine.parameters import FINAL_NORM, layer_path, vectors
 
 MODEL_NAME: Final = "model.xml"
@@ -149,11 +149,11 @@ class _Builder:
         values, scales = unpack(matrix.stored, matrix.bits, matrix.rows, matrix.inputs)
         signed = values ^ 8  # 4 bits around 8 become 4 bits in two's complement
         packed = signed[:, 0::2] | signed[:, 1::2] << 4  # [rows, inputs / 2], the earlier input in the lower half
-        shape = [matrix.rows, matrix.inputs // GROUP_INPUTS, GROUP_INPUTS]
+        shape = [matrix.rows, matrix.inputs // SUBGROUP_INPUTS, SUBGROUP_INPUTS]
         self._kept.append(np.ascontiguousarray(packed))
         quantised = ops.constant(ov.Tensor(self._kept[-1], ov.Shape(shape), ov.Type.i4), shared_memory=True)
         half = ops.convert(quantised, ov.Type.f16)
-        scaled = ops.multiply(half, self._constant(np.ascontiguousarray(scales[:, :, None])))
+        scaled = ops.multiply(half, self._constant(scales.astype(np.float16)[:, :, None]))
         flat = ops.reshape(scaled, _ints(matrix.rows, matrix.inputs), special_zero=False)
         return ops.convert(flat, ov.Type.f32)
 

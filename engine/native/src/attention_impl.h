@@ -85,16 +85,20 @@ inline Span visible_to_any(const Attention& a) {
 // scores[query][position] = query . key, positions in lanes, dimension after dimension. Two tiles at a time, where there
 // are two, share the broadcast of a query's dimension.
 template <class Kv, int num_queries, int num_tiles>
-void score_tiles(const Attention& a, int first_query, int tile, const uint8_t* next) {
+void score_tiles(const Attention& a, int first_query, int tile, int end) {
   const float* const* queries = a.queries + first_query;
   const typename Kv::Element* keys[num_tiles];
+  const uint8_t* next[num_tiles];
   Vec total[num_queries][num_tiles];
   for (int t = 0; t < num_tiles; t++) {
     keys[t] = keys_of<Kv>(a.tiles[tile + t]);
+    next[t] = a.tiles[smaller(tile + t + num_tiles, end - 1)];
     for (int q = 0; q < num_queries; q++) total[q][t] = zeros();
   }
   for (int d = 0; d < a.layout.head_dim; d++) {
-    if (d % 2 == 0) __builtin_prefetch(next + d * kTilePositions * sizeof(typename Kv::Element));
+    for (int t = 0; t < num_tiles; t++) {
+      if (d * sizeof(typename Kv::Element) % 4 == 0) __builtin_prefetch(next[t] + d * kTilePositions * sizeof(typename Kv::Element));
+    }
     Vec key[num_tiles];
     for (int t = 0; t < num_tiles; t++) key[t] = Kv::load_sixteen(keys[t] + d * kTilePositions);
     for (int q = 0; q < num_queries; q++) {
@@ -114,10 +118,8 @@ template <class Kv, int num_queries>
 void score_span(const Attention& a, int first_query, Span span) {
   const int end = (span.end + kTilePositions - 1) / kTilePositions;
   int tile = span.begin / kTilePositions;
-  for (; tile + 2 <= end; tile += 2) {
-    score_tiles<Kv, num_queries, 2>(a, first_query, tile, a.tiles[smaller(tile + 2, end - 1)]);
-  }
-  if (tile < end) score_tiles<Kv, num_queries, 1>(a, first_query, tile, a.tiles[tile]);
+  for (; tile + 2 <= end; tile += 2) score_tiles<Kv, num_queries, 2>(a, first_query, tile, end);
+  if (tile < end) score_tiles<Kv, num_queries, 1>(a, first_query, tile, end);
 }
 
 // Scores to weights e^(score - largest), zero where the query does not see; returns 1 / their sum, NaN if a score that
@@ -149,53 +151,48 @@ float soften(const Attention& a, int query, Span span) {
   return 1.0f / sum(total);
 }
 
-// Adds weight * value to outputs[query], position after position, for the positions of one tile and some dimensions.
+// outputs[query] = factor * the sum of weight * value, position after position, for some dimensions. The sums stay in
+// registers while the values stream by.
 template <class Kv, int num_queries, int num_vecs>
-void mix_tile(const Attention& a, int first_query, int begin, int end, int first_dim) {
-  const uint8_t* tile = a.tiles[begin / kTilePositions] + a.layout.value_offset();
-  const auto* values = keys_of<Kv>(tile) + begin % kTilePositions * a.layout.value_stride() + first_dim;
+void mix_dims(const Attention& a, int first_query, Span span, int first_dim, const float* factors) {
   const float* weights = a.scores + first_query * a.score_stride;
-  const int dims_left = a.layout.head_dim - first_dim;
+  const size_t stride = a.layout.value_stride();
+  const int last_tile = (span.end - 1) / kTilePositions;
   Vec total[num_queries][num_vecs];
   for (int q = 0; q < num_queries; q++) {
-    for (int v = 0; v < num_vecs; v++) {
-      total[q][v] = load_up_to(a.outputs[first_query + q] + first_dim + v * kVecLanes, dims_left - v * kVecLanes);
-    }
+    for (int v = 0; v < num_vecs; v++) total[q][v] = zeros();
   }
-  for (int position = begin; position < end; position++, values += a.layout.value_stride()) {
-    Vec value[num_vecs];
-    for (int v = 0; v < num_vecs; v++) value[v] = Kv::load_sixteen(values + v * kVecLanes);
-    for (int q = 0; q < num_queries; q++) {
-      const Vec weight = all(weights[q * a.score_stride + position]);
-      for (int v = 0; v < num_vecs; v++) total[q][v] = fma(weight, value[v], total[q][v]);
+  for (int position = span.begin; position < span.end;) {
+    const int tile = position / kTilePositions, end = smaller(span.end, (tile + 1) * kTilePositions);
+    const auto* values = keys_of<Kv>(a.tiles[tile] + a.layout.value_offset()) + first_dim;
+    const auto* next = keys_of<Kv>(a.tiles[smaller(tile + 1, last_tile)] + a.layout.value_offset()) + first_dim;
+    for (; position < end; position++) {
+      const size_t row = position % kTilePositions * stride;
+      __builtin_prefetch(next + row);
+      Vec value[num_vecs];
+      for (int v = 0; v < num_vecs; v++) value[v] = Kv::load_sixteen(values + row + v * kVecLanes);
+      for (int q = 0; q < num_queries; q++) {
+        const Vec weight = all(weights[q * a.score_stride + position]);
+        for (int v = 0; v < num_vecs; v++) total[q][v] = fma(weight, value[v], total[q][v]);
+      }
     }
   }
   for (int q = 0; q < num_queries; q++) {
+    const Vec factor = all(factors[first_query + q]);
     for (int v = 0; v < num_vecs; v++) {
-      store_up_to(a.outputs[first_query + q] + first_dim + v * kVecLanes, total[q][v], dims_left - v * kVecLanes);
+      const int dim = first_dim + v * kVecLanes;
+      store_up_to(a.outputs[first_query + q] + dim, mul(total[q][v], factor), a.layout.head_dim - dim);
     }
   }
 }
 
-// Tile after tile, so that values stream from memory once while the sums stay in the first cache.
 template <class Kv, int num_queries>
 void mix_span(const Attention& a, int first_query, Span span, const float* factors) {
-  const size_t tile_bytes = a.layout.element_bytes() * kTilePositions * a.layout.value_stride();
-  const int last_tile = (span.end - 1) / kTilePositions;
-  for (int q = 0; q < num_queries; q++) {
-    for (int d = 0; d < a.layout.head_dim; d++) a.outputs[first_query + q][d] = 0.0f;
+  int dim = 0;
+  for (; dim + 2 * kVecLanes <= a.layout.value_stride(); dim += 2 * kVecLanes) {
+    mix_dims<Kv, num_queries, 2>(a, first_query, span, dim, factors);
   }
-  for (int begin = span.begin, end; begin < span.end; begin = end) {
-    end = smaller(span.end, round_up(begin + 1, kTilePositions));
-    const uint8_t* next = a.tiles[smaller(begin / kTilePositions + 1, last_tile)] + a.layout.value_offset();
-    for (size_t byte = 0; byte < tile_bytes; byte += kVectorBytes) __builtin_prefetch(next + byte);
-    int dim = 0;
-    for (; dim + 2 * kVecLanes <= a.layout.value_stride(); dim += 2 * kVecLanes) {
-      mix_tile<Kv, num_queries, 2>(a, first_query, begin, end, dim);
-    }
-    if (dim < a.layout.value_stride()) mix_tile<Kv, num_queries, 1>(a, first_query, begin, end, dim);
-  }
-  for (int q = 0; q < num_queries; q++) scale_by(a.outputs[first_query + q], factors[first_query + q], a.layout.head_dim);
+  if (dim < a.layout.value_stride()) mix_dims<Kv, num_queries, 1>(a, first_query, span, dim, factors);
 }
 
 constexpr int kQueriesAtOnce = 8;

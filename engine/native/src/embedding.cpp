@@ -15,19 +15,18 @@ float half_to_float(uint16_t half) {
   return half & 0x8000 ? -magnitude : magnitude;
 }
 
-template <class Write>
-void embed_plane(const Matrix& matrix, int index, Write&& write) {
-  const int lane = index % kTileRows, zero = matrix.encoding == Encoding::kInt4 ? 8 : 128;
+// Adds the row to out.
+void add_plane(const Matrix& matrix, int index, float* out) {
+  const bool is_int4 = matrix.encoding == Encoding::kInt4;
+  const int lane = index % kTileRows;
   const uint8_t* block = matrix.data + matrix.tile_bytes() * (index / kTileRows);
   for (int first = 0; first < matrix.inputs; first += kGroupInputs, block += matrix.block_bytes()) {
     uint16_t half;
-    std::memcpy(&half, block + 2 * lane, sizeof half);
+    std::memcpy(&half, block + (is_int4 ? kInt4ScalesAt : kInt8ScalesAt) + sizeof half * lane, sizeof half);
     const float scale = half_to_float(half);
     for (int i = 0; i < kGroupInputs && first + i < matrix.inputs; i++) {
-      const int vector = i / kLaneInputs, byte = kScaleBytes + lane * kLaneInputs + i % kLaneInputs;
-      int value = block[byte + kVectorBytes * (zero == 8 ? vector % 4 : vector)];
-      if (zero == 8) value = vector < 4 ? value & 15 : value >> 4;
-      write(first + i, static_cast<float>(value - zero) * scale);
+      const int value = is_int4 ? int4_value(block, lane, i) : int8_value(block, lane, i);
+      out[first + i] += static_cast<float>(value) * scale;
     }
   }
 }
@@ -40,8 +39,9 @@ void embed(const Planes& matrix, int index, float* out) {
     std::memcpy(out, matrix.high.data + row_bytes * index, row_bytes);
     return;
   }
-  embed_plane(matrix.high, index, [out](int i, float x) { out[i] = x; });
-  if (matrix.low.data) embed_plane(matrix.low, index, [out](int i, float x) { out[i] += x; });
+  std::memset(out, 0, sizeof(float) * matrix.high.inputs);
+  add_plane(matrix.high, index, out);
+  if (matrix.low.data) add_plane(matrix.low, index, out);
 }
 
 }  // namespace socle

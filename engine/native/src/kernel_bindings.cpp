@@ -40,19 +40,17 @@ Out<T> owned(std::vector<T>&& values) {
   return Out<T>(kept->data(), {kept->size()}, owner);
 }
 
-std::tuple<Out<int8_t>, Out<float>, Out<int32_t>> call_quantise(const std::string& set, const In<float>& x,
-                                                                int group_inputs) {
+std::tuple<Out<int8_t>, Out<int32_t>> call_quantise(const std::string& set, const In<float>& x, int group_inputs) {
   QuantisedRows rows = quantise(kernels_of(set), view(x), group_inputs);
-  return {owned(std::move(rows.values)), owned(std::move(rows.scales)), owned(std::move(rows.offsets))};
+  return {owned(std::move(rows.values)), owned(std::move(rows.tails))};
 }
 
 Out<float> call_product(const std::string& set, const std::string& encoding, const In<uint8_t>& stored, int rows,
                         int inputs, int num_rows, const std::optional<In<float>>& dense,
-                        const std::optional<In<int8_t>>& values, const std::optional<In<float>>& scales,
-                        const std::optional<In<int32_t>>& offsets, const std::array<int, 4>& part,
-                        const std::optional<In<float>>& start) {
+                        const std::optional<In<int8_t>>& values, const std::optional<In<int32_t>>& tails,
+                        const std::array<int, 4>& part, const std::optional<In<float>>& start) {
   const Matrix matrix = matrix_of(view(stored), rows, inputs, encoding_named(encoding));
-  const ProductInput input = {num_rows, view(dense), view(values), view(scales), view(offsets)};
+  const ProductInput input = {num_rows, view(dense), view(values), view(tails)};
   return owned(product(kernels_of(set), matrix, input, {part[0], part[1], part[2], part[3]}, view(start)));
 }
 
@@ -77,8 +75,8 @@ Out<float> call_attend(const std::string& set, const std::string& kv_type, int h
 void bind_kernels(nb::module_& m) {
   m.def("quantise", &call_quantise, "instruction_set"_a, "x"_a, "group_inputs"_a);
   m.def("product", &call_product, "instruction_set"_a, "encoding"_a, "stored"_a, "rows"_a, "inputs"_a, nb::kw_only(),
-        "num_rows"_a, "dense"_a = nb::none(), "values"_a = nb::none(), "scales"_a = nb::none(),
-        "offsets"_a = nb::none(), "part"_a, "start"_a = nb::none());
+        "num_rows"_a, "dense"_a = nb::none(), "values"_a = nb::none(), "tails"_a = nb::none(),
+        "part"_a, "start"_a = nb::none());
   m.def("rms_norm", [](const std::string& set, const In<float>& x, const In<float>& weight, float eps) {
     return owned(rms_norm(kernels_of(set), view(x), view(weight), eps));
   });

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "buffer.h"
+
 namespace socle {
 namespace {
 
@@ -23,15 +25,14 @@ QuantisedRows quantise(const Kernels& kernels, FloatView x, int group_inputs) {
   expect_that(group_inputs > 0 && group_inputs % kTileRows == 0, "a group is a multiple of 16 inputs");
   const size_t num_groups = x.size / group_inputs;
   expect_size(x.size, num_groups * group_inputs, "x in whole groups");
-  QuantisedRows rows = {std::vector<int8_t>(x.size), std::vector<float>(num_groups), std::vector<int32_t>(num_groups)};
+  QuantisedRows rows = {std::vector<int8_t>(x.size), std::vector<int32_t>(num_groups * kTailWords)};
   const size_t record_bytes = group_inputs + kRecordTailBytes;
   std::vector<uint8_t> records(num_groups * record_bytes);
   kernels.quantise(x.data, static_cast<int>(num_groups), group_inputs, records.data(), record_bytes);
   for (size_t group = 0; group < num_groups; group++) {
     const uint8_t* record = records.data() + group * record_bytes;
     std::memcpy(rows.values.data() + group * group_inputs, record, group_inputs);
-    rows.offsets[group] = offset_in(record, group_inputs);
-    rows.scales[group] = scale_in(record, group_inputs);
+    std::memcpy(rows.tails.data() + group * kTailWords, record + group_inputs, kRecordTailBytes);
   }
   return rows;
 }
@@ -62,15 +63,13 @@ HeldRows rows_of(const Matrix& matrix, const ProductInput& input, int block_rows
   rows.block_rows = block_rows;
   const size_t num_groups = rows.num_groups, group_inputs = rows.group_inputs;
   expect_size(input.values.size, num_rows * num_groups * group_inputs, "values of the rows");
-  expect_size(input.scales.size, num_rows * num_groups, "scales of the rows");
-  expect_size(input.offsets.size, num_rows * num_groups, "offsets of the rows");
+  expect_size(input.tails.size, num_rows * num_groups * kTailWords, "tails of the rows");
   held.records.resize((num_rows + block_rows) * num_groups * rows.record_bytes());
   for (size_t i = 0; i < num_rows * num_groups; i++) {
     const int row = static_cast<int>(i / num_groups);
     uint8_t* record = held.records.data() + rows.offset_of(row) + i % num_groups * rows.group_stride();
     std::memcpy(record, input.values.data + i * group_inputs, group_inputs);
-    std::memcpy(record + group_inputs, input.offsets.data + i, sizeof(int32_t));
-    std::memcpy(record + group_inputs + sizeof(int32_t), input.scales.data + i, sizeof(float));
+    std::memcpy(record + group_inputs, input.tails.data + i * kTailWords, kRecordTailBytes);
   }
   rows.records = held.records.data();
   return held;
@@ -89,8 +88,9 @@ std::vector<float> product(const Kernels& kernels, const Matrix& matrix, const P
   std::vector<float> out = start.size ? copied(start) : std::vector<float>(num_rows * stride);
   expect_size(out.size(), num_rows * stride, "start of the sums");
   const HeldRows held = rows_of(matrix, input, kernels.max_block_rows);
+  const Buffer<uint8_t> decoded(matrix.int8_tile_bytes());
   kernels.product(matrix, held.rows, part.first_row, num_rows, part.first_tile, part.last_tile, out.data(),
-                  stride, start.size ? Store::kAdd : Store::kSet);
+                  stride, start.size ? Store::kAdd : Store::kSet, decoded.data());
   return out;
 }
 

@@ -9,11 +9,11 @@ namespace socle {
 // "int4", "int8", "float32", or "low_rank" for an adapter's B.
 Encoding encoding_named(const std::string& name);
 
-// What `quantise` makes of rows: values [num_groups * group_inputs], scales and offsets [num_groups].
+// What `quantise` makes of rows: values [num_groups * group_inputs], and the bytes of a `RecordTail` for each group.
+constexpr int kTailWords = kRecordTailBytes / sizeof(int32_t);
 struct QuantisedRows {
   std::vector<int8_t> values;
-  std::vector<float> scales;
-  std::vector<int32_t> offsets;
+  std::vector<int32_t> tails;
 };
 QuantisedRows quantise(const Kernels&, FloatView x, int group_inputs);
 
@@ -22,8 +22,7 @@ struct ProductInput {
   int num_rows = 0;
   FloatView dense;
   View<int8_t> values;
-  FloatView scales;
-  IntView offsets;
+  IntView tails;
 };
 // Of rows first .. last - 1 and tiles first .. last - 1 of the matrix.
 struct ProductPart {

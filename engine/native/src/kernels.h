@@ -49,15 +49,31 @@ struct Attention {
 };
 constexpr int kMaxQueries = 16;
 
+// What a set's `TileProduct` runs at once: some rows on one tile.
+struct Piece {
+  const uint8_t* tile;
+  int num_groups;
+  int num_vectors;  // of a block
+  const uint8_t* records;
+  size_t record_bytes;
+  size_t group_stride;
+  float* out;
+  size_t out_stride;
+  Store store;
+  const uint8_t* next;     // weights that are wanted later, and how many cache lines of them to fetch with each group
+  int next_lines_per_group;
+};
+
 struct Kernels {
   const char* name;
   bool (*is_supported)();
   int max_block_rows;  // of `Rows`: as many rows as the registers hold sums for
 
   // out[r][16 t ..] = or += rows[r] . matrix tile t, for `num_rows` rows from `first_row` and tiles [first_tile, last_tile).
-  // `out` is where first_row and first_tile meet. Row r reads nothing but row r.
+  // `out` is where first_row and first_tile meet. Row r reads nothing but row r. `decoded` has room for a tile of the
+  // matrix in 8 bits (`Matrix::int8_tile_bytes`), aligned to 64 bytes: many rows share the work of decoding it.
   void (*product)(const Matrix&, const Rows&, int first_row, int num_rows, int first_tile, int last_tile, float* out,
-                  size_t out_stride, Store);
+                  size_t out_stride, Store, uint8_t* decoded);
 
   // x [n] -> out [n], scaled to mean square 1, times weight.
   void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* out);

@@ -9,9 +9,10 @@ namespace socle {
 namespace {
 
 struct TileProduct {
-  // 8 rows of activations, 8 vectors of weights and their scales fill the 32 registers with room for sums in flight.
-  static constexpr int kMaxRows = 16;
-  static constexpr int kPrefetchBlocks = 8;  // the hardware stops at 4 KB pages, the distance hides that
+  static constexpr int kMaxRows = 8;  // as many sums hide the latency of a product; 12 were no faster
+  static constexpr int kRowsWorthDecoding = 17;
+  static constexpr bool kHasSubgroupOffsets = false;
+  static constexpr int kPrefetchBlocks = 2;  // the hardware stops at 4 KB pages, the distance hides that
 
   static __m512i broadcast(const uint8_t* four) {
     int32_t lane;
@@ -19,24 +20,45 @@ struct TileProduct {
     return _mm512_set1_epi32(lane);
   }
 
-  template <Encoding encoding>
-  static void unpack(const uint8_t* vectors, __m512i* weights) {
-    if constexpr (encoding == Encoding::kInt4) {
-      const __m512i low = _mm512_set1_epi8(15);
-      for (int v = 0; v < 4; v++) {
-        const __m512i packed = _mm512_loadu_si512(vectors + kVectorBytes * v);
-        weights[v] = _mm512_and_si512(packed, low);
-        weights[v + 4] = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low);
+  // Brings the nibbles of a subgroup to (q - 8) * multiplier + 128. Two bytes are multiplied as one number: what the
+  // lower one carries or borrows goes out again when 128 - 8 * multiplier has been added to both.
+  struct Multipliers {
+    __m512i factor, offset;
+
+    Multipliers(const uint8_t* block, int subgroup) {
+      const __m512i all = _mm512_loadu_si512(block + kMultipliersAt);
+      const __m512i one = _mm512_srai_epi32(_mm512_slli_epi32(all, 24 - 8 * subgroup), 24);
+      factor = _mm512_mask_blend_epi16(0xAAAAAAAA, one, _mm512_slli_epi32(one, 16));
+      offset = _mm512_add_epi16(_mm512_mullo_epi16(factor, _mm512_set1_epi16(-8 * 257)),
+                                _mm512_set1_epi16(static_cast<int16_t>(128 * 257)));
+    }
+    __m512i times(__m512i nibbles) const { return _mm512_add_epi16(_mm512_mullo_epi16(nibbles, factor), offset); }
+    __m512i low(__m512i packed) const { return times(_mm512_and_si512(packed, _mm512_set1_epi8(15))); }
+    __m512i high(__m512i packed) const { return low(_mm512_srli_epi16(packed, 4)); }
+  };
+
+  // A tile of int4 blocks as int8 blocks.
+  static void decode(const uint8_t* block, int num_groups, uint8_t* out) {
+    for (int g = 0; g < num_groups; g++, block += kInt4BlockBytes) {
+      for (int subgroup = 0; subgroup < kGroupSubgroups; subgroup++, out += 8 * kVectorBytes) {
+        const Multipliers multipliers(block, subgroup);
+        for (int v = 0; v < 4; v++) {
+          const __m512i packed = _mm512_loadu_si512(block + kSubgroupBytes * subgroup + kVectorBytes * v);
+          _mm512_store_si512(out + kVectorBytes * v, multipliers.low(packed));
+          _mm512_store_si512(out + kVectorBytes * (v + 4), multipliers.high(packed));
+        }
       }
-    } else {
-      for (int v = 0; v < 8; v++) weights[v] = _mm512_loadu_si512(vectors + kVectorBytes * v);
+      _mm256_store_si256(reinterpret_cast<__m256i*>(out), scale_bytes<Encoding::kInt4>(block));
+      out += 2 * kScaleBytes;
     }
   }
 
-  // What the zero point adds: offsets are made for 8, and 128 is 16 times as much.
+  static void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+
   template <Encoding encoding>
-  static __m512i zero_point(int32_t offset) {
-    return _mm512_set1_epi32(encoding == Encoding::kInt4 ? offset : 16 * offset);
+  static __m256i scale_bytes(const uint8_t* block) {
+    constexpr int kAt = encoding == Encoding::kInt4 ? kInt4ScalesAt : kInt8ScalesAt;
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block + kAt));
   }
 
   static void write(float* out, __m512 value, Store store) {
@@ -44,50 +66,73 @@ struct TileProduct {
   }
 
   template <Encoding encoding, int num_rows>
-  static void run(const uint8_t* block, int num_groups, int num_vectors, const uint8_t* records, size_t record_bytes,
-                  size_t group_stride, float* out, size_t out_stride, Store store) {
-    if constexpr (encoding == Encoding::kLowRank) {
-      return run_low_rank<num_rows>(block, num_vectors, records, record_bytes, out, out_stride, store);
-    }
-    constexpr size_t kBlockBytes = kScaleBytes + kVectorBytes * (encoding == Encoding::kInt4 ? 4 : 8);
+  static void run(const Piece& p) {
+    if constexpr (encoding == Encoding::kLowRank) return run_low_rank<num_rows>(p);
+    constexpr int kBlockBytes = encoding == Encoding::kInt4 ? kInt4BlockBytes : kInt8BlockBytes;
+    // A row alone has several sums, so that its products need not wait for one another.
+    constexpr int kParts = num_rows <= 2 ? 4 : 1;
     __m512 total[num_rows];
     for (int r = 0; r < num_rows; r++) total[r] = _mm512_setzero_ps();
-    for (int g = 0; g < num_groups; g++, block += kBlockBytes, records += group_stride) {
-      for (size_t byte = 0; byte < kBlockBytes; byte += 64) {
-        _mm_prefetch(reinterpret_cast<const char*>(block) + kPrefetchBlocks * kBlockBytes + byte, _MM_HINT_T0);
-      }
-      const __m512 weight_scale = load_half(reinterpret_cast<const uint16_t*>(block));
-      __m512i weights[8];
-      unpack<encoding>(block + kScaleBytes, weights);
+    const uint8_t *block = p.tile, *records = p.records, *next = p.next;
+    for (int g = 0; g < p.num_groups; g++, block += kBlockBytes, records += p.group_stride) {
+      __m512i dots[num_rows][kParts];
       for (int r = 0; r < num_rows; r++) {
-        const uint8_t* x = records + r * kRecordBytes;
-        __m512i dots = zero_point<encoding>(offset_in(x, kGroupInputs));
-        for (int v = 0; v < 8; v++) dots = _mm512_dpbusd_epi32(dots, weights[v], broadcast(x + kLaneInputs * v));
-        const __m512 scale = _mm512_mul_ps(weight_scale, _mm512_set1_ps(scale_in(x, kGroupInputs)));
-        total[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), scale, total[r]);
+        dots[r][0] = _mm512_set1_epi32(offset_in(records + r * kRecordBytes, kGroupInputs));
+        for (int part = 1; part < kParts; part++) dots[r][part] = _mm512_setzero_si512();
+      }
+      const auto add = [&](int vector, __m512i weights) __attribute__((always_inline)) {
+        for (int r = 0; r < num_rows; r++) {
+          __m512i& sum = dots[r][vector % kParts];
+          sum = _mm512_dpbusd_epi32(sum, weights, broadcast(records + r * kRecordBytes + kLaneInputs * vector));
+        }
+      };
+      if constexpr (encoding == Encoding::kInt4) {
+        const uint8_t* ahead = block + kPrefetchBlocks * kBlockBytes;
+        prefetch(ahead + kMultipliersAt);
+        for (int subgroup = 0; subgroup < kGroupSubgroups; subgroup++) {
+          const Multipliers multipliers(block, subgroup);
+#pragma GCC unroll 4
+          for (int v = 0; v < 4; v++) {
+            const __m512i packed = _mm512_loadu_si512(block + kSubgroupBytes * subgroup + kVectorBytes * v);
+            prefetch(ahead + kSubgroupBytes * subgroup + kVectorBytes * v);
+            add(8 * subgroup + v, multipliers.low(packed));
+            add(8 * subgroup + v + 4, multipliers.high(packed));
+          }
+        }
+      } else {
+        for (int part = 0; part < kGroupSubgroups; part++) {
+          for (int line = part; line < p.next_lines_per_group; line += kGroupSubgroups) prefetch(next + kVectorBytes * line);
+#pragma GCC unroll 8
+          for (int v = 0; v < 8; v++) add(8 * part + v, _mm512_loadu_si512(block + kVectorBytes * (8 * part + v)));
+        }
+        next += kVectorBytes * p.next_lines_per_group;
+      }
+      const __m512 weight_scale = _mm512_cvtph_ps(scale_bytes<encoding>(block));
+      for (int r = 0; r < num_rows; r++) {
+        for (int part = 1; part < kParts; part++) dots[r][0] = _mm512_add_epi32(dots[r][0], dots[r][part]);
+        const __m512 row_scale = _mm512_set1_ps(scale_in(records + r * kRecordBytes, kGroupInputs));
+        total[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[r][0]), _mm512_mul_ps(weight_scale, row_scale), total[r]);
       }
     }
-    for (int r = 0; r < num_rows; r++) write(out + r * out_stride, total[r], store);
+    for (int r = 0; r < num_rows; r++) write(p.out + r * p.out_stride, total[r], p.store);
   }
 
   template <int num_rows>
-  static void run_low_rank(const uint8_t* block, int num_vectors, const uint8_t* records, size_t record_bytes, float* out,
-                           size_t out_stride, Store store) {
-    const size_t group_inputs = record_bytes - kRecordTailBytes;
-    const __m512 weight_scale = load_half(reinterpret_cast<const uint16_t*>(block));
+  static void run_low_rank(const Piece& p) {
+    const size_t group_inputs = p.record_bytes - kRecordTailBytes;
+    const __m512 weight_scale = load_half(reinterpret_cast<const uint16_t*>(p.tile + kVectorBytes * p.num_vectors));
     __m512i dots[num_rows];
-    for (int r = 0; r < num_rows; r++) dots[r] = _mm512_setzero_si512();
-    for (int v = 0; v < num_vectors; v++) {
-      const __m512i weights = _mm512_loadu_si512(block + kScaleBytes + kVectorBytes * v);
+    for (int r = 0; r < num_rows; r++) dots[r] = _mm512_set1_epi32(offset_in(p.records + r * p.record_bytes, group_inputs));
+    for (int v = 0; v < p.num_vectors; v++) {
+      const __m512i weights = _mm512_loadu_si512(p.tile + kVectorBytes * v);
       for (int r = 0; r < num_rows; r++) {
-        dots[r] = _mm512_dpbusd_epi32(dots[r], weights, broadcast(records + r * record_bytes + kLaneInputs * v));
+        dots[r] = _mm512_dpbusd_epi32(dots[r], weights, broadcast(p.records + r * p.record_bytes + kLaneInputs * v));
       }
     }
     for (int r = 0; r < num_rows; r++) {
-      const uint8_t* record = records + r * record_bytes;
-      const float scale = scale_in(record, group_inputs);
-      dots[r] = _mm512_add_epi32(dots[r], zero_point<Encoding::kLowRank>(offset_in(record, group_inputs)));
-      write(out + r * out_stride, _mm512_mul_ps(_mm512_cvtepi32_ps(dots[r]), _mm512_mul_ps(weight_scale, _mm512_set1_ps(scale))), store);
+      const __m512 row_scale = _mm512_set1_ps(scale_in(p.records + r * p.record_bytes, group_inputs));
+      const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[r]), _mm512_mul_ps(weight_scale, row_scale));
+      write(p.out + r * p.out_stride, product, p.store);
     }
   }
 };

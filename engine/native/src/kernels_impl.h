@@ -46,10 +46,10 @@ struct ProductArguments {
   const Rows* rows;
   size_t out_stride;
   Store store;
+  uint8_t* decoded;
 };
 
-using RunPiece = void (*)(const uint8_t* tile, int num_groups, int num_vectors, const uint8_t* records,
-                          size_t record_bytes, size_t group_stride, float* out, size_t out_stride, Store store);
+using RunPiece = void (*)(const Piece&);
 
 // The product of one tile with 1 .. kMaxRows rows, by their number.
 template <Encoding encoding>
@@ -67,23 +67,42 @@ struct Pieces {
   }
 };
 
-// `out` is where first_row and first_tile meet. A piece of rows never crosses a block.
+// All rows of one tile, in pieces that never cross a block of rows. `out` is where first_row and the tile meet. Each piece
+// fetches its share of `next_tile`.
 template <Encoding encoding>
-void run_tiles(const ProductArguments& p, int first_row, int num_rows, int first_tile, int last_tile, float* out) {
+void run_tile(const ProductArguments& p, const uint8_t* tile, const uint8_t* next_tile, int first_row, int num_rows,
+              float* out) {
   static constexpr Pieces<encoding> kPieces;
   const int block_rows = p.rows->block_rows, num_groups = p.matrix->num_groups();
-  const int num_vectors = p.matrix->vectors_per_block();
-  const size_t tile_bytes = p.matrix->tile_bytes(), record_bytes = p.rows->record_bytes();
-  const size_t group_stride = p.rows->group_stride();
-  const uint8_t* data = p.matrix->data + tile_bytes * first_tile;
-  for (int tile = first_tile; tile < last_tile; tile++, data += tile_bytes, out += kTileRows) {
-    for (int done = 0; done < num_rows;) {
-      const int row = first_row + done, left_in_block = block_rows - row % block_rows;
-      const int height = smaller(TileProduct::kMaxRows, smaller(left_in_block, num_rows - done));
-      kPieces.of[height](data, num_groups, num_vectors, p.rows->records + p.rows->offset_of(row), record_bytes,
-                         group_stride, out + done * p.out_stride, p.out_stride, p.store);
-      done += height;
+  const int num_lines = static_cast<int>(p.matrix->tile_bytes() / kVectorBytes) + 1;
+  const int num_pieces = (num_rows + block_rows - 1) / block_rows;
+  const int lines_per_group = (num_lines + num_pieces * num_groups - 1) / (num_pieces * num_groups);
+  for (int done = 0; done < num_rows;) {
+    const int row = first_row + done, left_in_block = block_rows - row % block_rows;
+    const int height = smaller(TileProduct::kMaxRows, smaller(left_in_block, num_rows - done));
+    kPieces.of[height]({tile, num_groups, p.matrix->vectors_per_block(), p.rows->records + p.rows->offset_of(row),
+                        p.rows->record_bytes(), p.rows->group_stride(), out + done * p.out_stride, p.out_stride, p.store,
+                        next_tile, lines_per_group});
+    next_tile += kVectorBytes * lines_per_group * num_groups;
+    done += height;
+  }
+}
+
+// `out` is where first_row and first_tile meet.
+template <Encoding encoding, class Product = TileProduct>
+void run_tiles(const ProductArguments& p, int first_row, int num_rows, int first_tile, int last_tile, float* out) {
+  const size_t tile_bytes = p.matrix->tile_bytes();
+  const uint8_t* tile = p.matrix->data + tile_bytes * first_tile;
+  const uint8_t* const end = p.matrix->data + tile_bytes * last_tile;
+  for (; tile < end; tile += tile_bytes, out += kTileRows) {
+    if constexpr (encoding == Encoding::kInt4 && Product::kRowsWorthDecoding > 0) {
+      if (num_rows >= Product::kRowsWorthDecoding) {
+        Product::decode(tile, p.matrix->num_groups(), p.decoded);
+        run_tile<Encoding::kInt8>(p, p.decoded, tile + tile_bytes, first_row, num_rows, out);
+        continue;
+      }
     }
+    run_tile<encoding>(p, tile, tile + tile_bytes, first_row, num_rows, out);
   }
 }
 
@@ -108,8 +127,8 @@ inline void run_float_tiles(const ProductArguments& p, int first_row, int num_ro
 }
 
 void product(const Matrix& matrix, const Rows& rows, int first_row, int num_rows, int first_tile, int last_tile,
-             float* out, size_t out_stride, Store store) {
-  const ProductArguments p = {&matrix, &rows, out_stride, store};
+             float* out, size_t out_stride, Store store, uint8_t* decoded) {
+  const ProductArguments p = {&matrix, &rows, out_stride, store, decoded};
   const int step = larger(1, kCachedRows / rows.block_rows) * rows.block_rows;
   for (int done = 0; done < num_rows; done += step, out += step * out_stride) {
     const int first = first_row + done, count = smaller(step, num_rows - done);
@@ -149,21 +168,29 @@ inline float magnitude_of(const float* x, int n) {
 // What brings magnitudes up to `top` into int8. Below 127 / FLT_MAX it would be infinite: such values are rounded to 0.
 inline float int8_factor(float top) { return top > 3.74e-37f ? 127.0f / top : 0.0f; }
 
+inline int whole(float x) { return x == x ? static_cast<int>(x) : 0; }
+
 void quantise(const float* x, int num_groups, int group_inputs, uint8_t* record, size_t group_stride) {
   for (int group = 0; group < num_groups; group++, x += group_inputs, record += group_stride) {
     const float top = magnitude_of(x, group_inputs);
     const Vec factor = all(int8_factor(top));
     auto* values = reinterpret_cast<int8_t*>(record);
-    int32_t total = 0;
-    int i = 0;
-    for (; i + 2 * kVecLanes <= group_inputs; i += 2 * kVecLanes) {
-      total += store_int8_pair(values + i, mul(load(x + i), factor), mul(load(x + i + kVecLanes), factor));
+    RecordTail tail = {};
+    Vec total = zeros();  // of whole numbers, so that it is exact
+    for (int i = 0; i < group_inputs; i += kVecLanes) {
+      const Vec rounded = round(mul(load(x + i), factor));
+      store_int8(values + i, rounded);
+      total = add(total, rounded);
+      if (TileProduct::kHasSubgroupOffsets && group_inputs == kGroupInputs && (i + kVecLanes) % kSubgroupInputs == 0) {
+        const int subtotal = whole(sum(total));
+        tail.subgroup_offsets[i / kSubgroupInputs][0] = static_cast<int16_t>(-8 * subtotal);
+        tail.offset -= 128 * subtotal;
+        total = zeros();
+      }
     }
-    if (i < group_inputs) total += store_int8(values + i, mul(load(x + i), factor));
-    const int32_t offset = -8 * total;
-    const float scale = top / 127.0f;
-    __builtin_memcpy(record + group_inputs, &offset, sizeof offset);
-    __builtin_memcpy(record + group_inputs + sizeof offset, &scale, sizeof scale);
+    tail.offset -= 128 * whole(sum(total));
+    tail.scale = top / 127.0f;
+    __builtin_memcpy(record + group_inputs, &tail, sizeof tail);
   }
 }
 

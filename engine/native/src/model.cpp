@@ -1,5 +1,6 @@
 #include "model.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "model_scratch.h"
@@ -40,7 +41,7 @@ Model::Model(Architecture architecture, Weights weights, Settings settings)
   gated_in_ = EncodedRows(kernels_, rows, architecture_.intermediate_size, is_float_);
   head_in_ = EncodedRows(kernels_, rows, architecture_.hidden_size, is_float_);
   for (int i = 0; i < settings_.num_threads; i++) {
-    scratch_.push_back(std::make_unique<ThreadScratch>(settings_, kv_shape_));
+    scratch_.push_back(std::make_unique<ThreadScratch>(settings_, kv_shape_, max_int8_tile_bytes()));
   }
   rows_.reserve(n);
   first_rows_.reserve(n);
@@ -49,6 +50,14 @@ Model::Model(Architecture architecture, Weights weights, Settings settings)
 }
 
 Model::~Model() = default;
+
+size_t Model::max_int8_tile_bytes() const {
+  size_t most = weights_.head.high.int8_tile_bytes();
+  for (const Layer& layer : weights_.layers) {
+    for (const Matrix& linear : layer.linears) most = std::max(most, linear.int8_tile_bytes());
+  }
+  return most;
+}
 
 // ---- before a step
 

@@ -128,6 +128,7 @@ class Model {
   };
   struct ThreadScratch;
 
+  size_t max_int8_tile_bytes() const;
   void check(const std::vector<Segment>& segments) const;
   void check_segment(const Segment& segment) const;
   void lay_out_rows(const std::vector<Segment>& segments);
@@ -140,7 +141,7 @@ class Model {
   void encode_normed(int row, const float* norm);
   void finish_heads(int row, int layer);
   void finish_logit_row(int index);
-  void run_head(int num_logit_rows);
+  void run_head(int thread, int num_logit_rows);
   void choose_tiles(int index);
 
   void attend(int thread, int layer, const AttentionItem& item);
@@ -150,9 +151,9 @@ class Model {
   void multiply(int thread, const Product& product);
   void multiply_tiles(int thread, const Product& product, int slot, int first_tile, int last_tile, int num_items);
   void gate_and_up(int thread, int layer);
-  void gate_columns(int thread, int layer, int first_group, int last_group, int first_row, int num_rows, int num_items);
+  void gate_columns(int thread, int layer, int group, int first_row, int num_rows, int num_items);
   int num_low_rank_items(int layer, Linear first, int num_linears) const;
-  void run_low_rank_item(int layer, Linear first, int num_linears, const EncodedRows& input, int item);
+  void run_low_rank_item(int thread, int layer, Linear first, int num_linears, const EncodedRows& input, int item);
   void add_low_rank(int thread, int layer, Linear first, int slot, int first_row, int num_rows, int first_tile,
                     int last_tile, float* out, size_t out_stride);
   Rows encode_low_rank(int thread, int slot, int first_row, int num_rows, int rank);

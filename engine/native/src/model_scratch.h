@@ -5,19 +5,19 @@
 
 namespace socle {
 
-constexpr int kGateGroups = 4;  // columns / 32 of gate and up that stay in the first cache while they are combined
+constexpr int kGateColumns = kGroupInputs;  // of gate and up, which stay in the first cache while they are combined
 constexpr int kGateRows = 64;
-constexpr int kGateColumns = kGateGroups * kGroupInputs;
 constexpr int kTreeTiles = (kTilePositions + kMaxTreeRows) / kTilePositions + 1;
 
 struct Model::ThreadScratch {
-  ThreadScratch(const Settings& settings, const KvShape& kv)
+  ThreadScratch(const Settings& settings, const KvShape& kv, size_t max_int8_tile_bytes)
       : score_stride(round_up(settings.max_context_tokens, kTilePositions) + kTilePositions),
         scores(score_stride * kMaxQueries),
         tiles(score_stride / kTilePositions),
         branch(kv.layout.tile_bytes() * kTreeTiles),
         gate(kGateRows * kGateColumns),
         up(kGateRows * kGateColumns),
+        decoded(max_int8_tile_bytes),
         low_rank(static_cast<size_t>(kGateRows) * (round_up(settings.max_rank, kTileRows) + kRecordTailBytes)) {}
 
   size_t score_stride;
@@ -25,6 +25,7 @@ struct Model::ThreadScratch {
   Buffer<const uint8_t*> tiles;
   Buffer<uint8_t> branch;
   Buffer<float> gate, up;
+  Buffer<uint8_t> decoded;  // a tile of weights
   Buffer<uint8_t> low_rank;  // records
 };
 

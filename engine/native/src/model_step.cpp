@@ -41,7 +41,7 @@ void Model::run(int thread) {
   }
   if (num_logit_rows == 0) return;
   then_rows(num_logit_rows, [this](int index) { finish_logit_row(index); });
-  run_head(num_logit_rows);
+  run_head(thread, num_logit_rows);
 }
 
 void Model::run_layer(int thread, int layer, int num_rows) {
@@ -98,13 +98,13 @@ void Model::finish_logit_row(int index) {
   head_in_.encode(index, normed_.data() + to);
 }
 
-void Model::run_head(int num_rows) {
+void Model::run_head(int thread, int num_rows) {
   const Rows& rows = head_in_.rows();
   const Matrix &high = weights_.head.high, &low = weights_.head.low;
   const int num_tiles = high.num_tiles();
   team_.share(num_tiles, kTileGrain, [&](int first, int last) {
     kernels_.product(high, rows, 0, num_rows, first, last, logits_.data() + static_cast<size_t>(first) * kTileRows,
-                     logit_stride(), Store::kSet);
+                     logit_stride(), Store::kSet, scratch_[thread]->decoded.data());
     if (!low.data) return;
     for (int row = 0; row < num_rows; row++) {
       kernels_.tile_tops(logits_.data() + row * logit_stride(), first, last, architecture_.vocab_size,
@@ -123,7 +123,7 @@ void Model::run_head(int num_rows) {
       const int row = item / num_refined, tile = refined_[row * kRefinedTiles + item % num_refined];
       kernels_.product(low, rows, row, 1, tile, tile + 1,
                        logits_.data() + row * logit_stride() + static_cast<size_t>(tile) * kTileRows, logit_stride(),
-                       Store::kAdd);
+                       Store::kAdd, scratch_[thread]->decoded.data());
     }
   });
 }
@@ -236,7 +236,7 @@ void Model::gather_branch(int thread, int layer, int kv_head, const Row& row) {
 void Model::multiply(int thread, const Product& product) {
   const Layer& layer = weights_.layers[product.layer];
   const int num_items = num_low_rank_items(product.layer, product.first, product.num_linears);
-  team_.share_first(num_items, [&](int item) { run_low_rank_item(product.layer, product.first, product.num_linears, *product.input, item); });
+  team_.share_first(num_items, [&](int item) { run_low_rank_item(thread, product.layer, product.first, product.num_linears, *product.input, item); });
   int num_tiles = 0;
   for (int slot = 0; slot < product.num_linears; slot++) num_tiles += layer.linears[product.first + slot].num_tiles();
   team_.share(num_tiles, kTileGrain, [&](int first, int last) {
@@ -254,7 +254,7 @@ void Model::multiply_tiles(int thread, const Product& product, int slot, int fir
   const int num_rows = static_cast<int>(rows_.size());
   float* out = product.outputs[slot] + static_cast<size_t>(first_tile) * kTileRows;
   kernels_.product(weights_.layers[product.layer].linears[product.first + slot], product.input->rows(), 0, num_rows,
-                   first_tile, last_tile, out, product.output_stride, product.store);
+                   first_tile, last_tile, out, product.output_stride, product.store, scratch_[thread]->decoded.data());
   if (num_items == 0) return;
   team_.wait_for_first(num_items);
   add_low_rank(thread, product.layer, product.first, slot, 0, num_rows, first_tile, last_tile, out, product.output_stride);
@@ -262,40 +262,37 @@ void Model::multiply_tiles(int thread, const Product& product, int slot, int fir
 
 void Model::gate_and_up(int thread, int layer) {
   const int num_items = num_low_rank_items(layer, kGate, 2), num_rows = static_cast<int>(rows_.size());
-  team_.share_first(num_items, [&](int item) { run_low_rank_item(layer, kGate, 2, hidden_in_, item); });
+  team_.share_first(num_items, [&](int item) { run_low_rank_item(thread, layer, kGate, 2, hidden_in_, item); });
   const int step = kGateRows / hidden_in_.rows().block_rows * hidden_in_.rows().block_rows;  // whole blocks
   team_.share(intermediate_stride_ / kGroupInputs, 1, [&](int first, int last) {
-    for (int row = 0; row < num_rows; row += step) {
-      const int count = num_rows - row < step ? num_rows - row : step;
-      for (int group = first; group < last; group += kGateGroups) {
-        const int end = group + kGateGroups < last ? group + kGateGroups : last;
-        gate_columns(thread, layer, group, end, row, count, num_items);
+    for (int group = first; group < last; group++) {
+      for (int row = 0; row < num_rows; row += step) {
+        gate_columns(thread, layer, group, row, num_rows - row < step ? num_rows - row : step, num_items);
       }
     }
   });
 }
 
-// silu(gate x) * (up x) for some columns, straight into the form that the next product reads.
-void Model::gate_columns(int thread, int layer, int first_group, int last_group, int first_row, int num_rows,
-                         int num_items) {
+// silu(gate x) * (up x) for the columns of one group, straight into the form that the next product reads.
+void Model::gate_columns(int thread, int layer, int group, int first_row, int num_rows, int num_items) {
   ThreadScratch& scratch = *scratch_[thread];
-  const int first_tile = 2 * first_group;
+  const int first_tile = group * kGateColumns / kTileRows, end_tile = first_tile + kGateColumns / kTileRows;
   for (int slot = 0; slot < 2; slot++) {
     const Matrix& matrix = weights_.layers[layer].linears[kGate + slot];
-    const int last_tile = 2 * last_group < matrix.num_tiles() ? 2 * last_group : matrix.num_tiles();
+    const int last_tile = end_tile < matrix.num_tiles() ? end_tile : matrix.num_tiles();
     float* out = slot == 0 ? scratch.gate.data() : scratch.up.data();
-    kernels_.product(matrix, hidden_in_.rows(), first_row, num_rows, first_tile, last_tile, out, kGateColumns, Store::kSet);
+    kernels_.product(matrix, hidden_in_.rows(), first_row, num_rows, first_tile, last_tile, out, kGateColumns, Store::kSet,
+                     scratch.decoded.data());
     if (num_items == 0) continue;
     team_.wait_for_first(num_items);
     add_low_rank(thread, layer, kGate, slot, first_row, num_rows, first_tile, last_tile, out, kGateColumns);
   }
-  const int num_columns = (last_group - first_group) * kGroupInputs;
-  const int num_real = architecture_.intermediate_size - first_group * kGroupInputs;
+  const int num_real = architecture_.intermediate_size - group * kGateColumns;
   for (int row = 0; row < num_rows; row++) {
     float* gate = scratch.gate.data() + static_cast<size_t>(row) * kGateColumns;
-    kernels_.gate(gate, scratch.up.data() + static_cast<size_t>(row) * kGateColumns, num_columns);
-    for (int column = num_real; column < num_columns; column++) gate[column] = 0.0f;  // padding of the last group
-    gated_in_.encode_groups(first_row + row, first_group, last_group, gate);
+    kernels_.gate(gate, scratch.up.data() + static_cast<size_t>(row) * kGateColumns, kGateColumns);
+    for (int column = num_real; column < kGateColumns; column++) gate[column] = 0.0f;  // padding of the last group
+    gated_in_.encode_groups(first_row + row, group, group + 1, gate);
   }
 }
 
@@ -316,7 +313,7 @@ int Model::num_low_rank_items(int layer, Linear first, int num_linears) const {
 }
 
 // Item i of all tiles of A of all segments.
-void Model::run_low_rank_item(int layer, Linear first, int num_linears, const EncodedRows& input, int item) {
+void Model::run_low_rank_item(int thread, int layer, Linear first, int num_linears, const EncodedRows& input, int item) {
   for (size_t index = 0; index < segments_->size(); index++) {
     const Segment& segment = (*segments_)[index];
     for (int slot = 0; segment.adapter && slot < num_linears; slot++) {
@@ -324,7 +321,7 @@ void Model::run_low_rank_item(int layer, Linear first, int num_linears, const En
       if (item < a.num_tiles()) {
         float* out = low_rank(slot, first_rows_[index]) + item * kTileRows;
         return kernels_.product(a, input.rows(), first_rows_[index], segment.num_rows, item, item + 1, out,
-                                round_up(settings_.max_rank, kTileRows), Store::kSet);
+                                round_up(settings_.max_rank, kTileRows), Store::kSet, scratch_[thread]->decoded.data());
       }
       item -= a.num_tiles();
     }
@@ -343,7 +340,8 @@ void Model::add_low_rank(int thread, int layer, Linear first, int slot, int firs
     for (int row = begin; row < end; row += kGateRows) {
       const int count = end - row < kGateRows ? end - row : kGateRows;
       kernels_.product(b, encode_low_rank(thread, slot, row, count, b.inputs), 0, count, first_tile, last_tile,
-                       out + static_cast<size_t>(row - first_row) * out_stride, out_stride, Store::kAdd);
+                       out + static_cast<size_t>(row - first_row) * out_stride, out_stride, Store::kAdd,
+                       scratch_[thread]->decoded.data());
     }
   }
 }

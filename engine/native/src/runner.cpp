@@ -87,8 +87,7 @@ void run_quantise(const Kernels& kernels, Message& request, Message& answer) {
   const FloatView x = request.array<float>();
   const QuantisedRows rows = quantise(kernels, x, request.small_integer());
   add_vector(answer, rows.values);
-  add_vector(answer, rows.scales);
-  add_vector(answer, rows.offsets);
+  add_vector(answer, rows.tails);
 }
 
 void run_product(const Kernels& kernels, Message& request, Message& answer) {
@@ -96,7 +95,7 @@ void run_product(const Kernels& kernels, Message& request, Message& answer) {
   const ByteView stored = request.array<uint8_t>();
   const int rows = request.small_integer(), inputs = request.small_integer();
   const ProductInput input = {request.small_integer(), array_or_none<float>(request), array_or_none<int8_t>(request),
-                              array_or_none<float>(request), array_or_none<int32_t>(request)};
+                              array_or_none<int32_t>(request)};
   const IntView part = request.array<int32_t>();
   expect_size(part.size, 4, "the part");
   const ProductPart bounds = {part.data[0], part.data[1], part.data[2], part.data[3]};

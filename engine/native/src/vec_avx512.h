@@ -24,16 +24,8 @@ inline void store_half(uint16_t* p, Vec x) {
 inline Vec load_int8(const int8_t* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
-inline int store_int8(int8_t* p, Vec x) {
-  const __m512i rounded = _mm512_cvtps_epi32(x);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(rounded));
-  return _mm512_reduce_add_epi32(rounded);
-}
-inline int store_int8_pair(int8_t* p, Vec a, Vec b) {
-  const __m512i first = _mm512_cvtps_epi32(a), second = _mm512_cvtps_epi32(b);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(first));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 16), _mm512_cvtsepi32_epi8(second));
-  return _mm512_reduce_add_epi32(_mm512_add_epi32(first, second));
+inline void store_int8(int8_t* p, Vec x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x)));
 }
 
 inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }

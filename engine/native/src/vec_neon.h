@@ -51,15 +51,13 @@ inline Vec load_int8(const int8_t* p) {
   return {{vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(low))),
            vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)))}};
 }
-inline int store_int8(int8_t* p, Vec x) {
+inline void store_int8(int8_t* p, Vec x) {
   int32x4_t rounded[4];
   for (int i = 0; i < 4; i++) rounded[i] = vcvtnq_s32_f32(x.quarter[i]);
   const int16x8_t low = vcombine_s16(vqmovn_s32(rounded[0]), vqmovn_s32(rounded[1]));
   const int16x8_t high = vcombine_s16(vqmovn_s32(rounded[2]), vqmovn_s32(rounded[3]));
   vst1q_s8(p, vcombine_s8(vqmovn_s16(low), vqmovn_s16(high)));
-  return vaddvq_s32(vaddq_s32(vaddq_s32(rounded[0], rounded[1]), vaddq_s32(rounded[2], rounded[3])));
 }
-inline int store_int8_pair(int8_t* p, Vec a, Vec b) { return store_int8(p, a) + store_int8(p + 16, b); }
 
 inline Vec add(Vec a, Vec b) {
   return each([&](int i) { return vaddq_f32(a.quarter[i], b.quarter[i]); });

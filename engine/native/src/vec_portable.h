@@ -70,18 +70,13 @@ inline void store_half(uint16_t* p, Vec x) {
 inline Vec load_int8(const int8_t* p) {
   return each([p](int i) { return static_cast<float>(p[i]); });
 }
-// Rounds to nearest, ties to even, for |x| <= 127; returns the sum of the sixteen integers.
-inline int store_int8(int8_t* p, Vec x) {
-  int total = 0;
+// Rounds to nearest, ties to even, for |x| <= 127.
+inline void store_int8(int8_t* p, Vec x) {
   for (int i = 0; i < 16; i++) {
     const float rounded = std::nearbyint(x.lane[i]);
     p[i] = static_cast<int8_t>(rounded >= -128.0f && rounded <= 127.0f ? rounded : -128.0f);
-    total += p[i];
   }
-  return total;
 }
-// The same for two vectors side by side.
-inline int store_int8_pair(int8_t* p, Vec a, Vec b) { return store_int8(p, a) + store_int8(p + 16, b); }
 
 inline Vec add(Vec a, Vec b) {
   return each([&](int i) { return a.lane[i] + b.lane[i]; });
