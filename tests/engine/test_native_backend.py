@@ -364,6 +364,18 @@ def damaged(base, folder, name, bad):
     return changed(base, folder, name, damage)
 
 
+@pytest.mark.parametrize("kv_type", ["fp16", "int8"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("model", ["llama-int4", "llama-float32"])
+def test_a_token_that_is_not_finite_spoils_no_row_before_it(models, instruction_set, tmp_path, model, bad, kv_type):
+    base = damaged(models.base(model), tmp_path / "base", "model.embed_tokens.weight", bad)
+    token_ids = [5, 7, 1, 9, 2, 3, 8, 4, 6, 5]
+    expected = logits_of(instruction_set.open(models.base(model), kv_type=kv_type, num_threads=1), token_ids)
+    logits = logits_of(instruction_set.open(base, kv_type=kv_type, num_threads=1), token_ids)
+    np.testing.assert_array_equal(logits[:5].view(np.uint32), expected[:5].view(np.uint32))
+    assert not np.isfinite(logits[5:]).any()
+
+
 def sample(logits):
     """The token that each way of sampling takes."""
     return {next_token(logits, sampling, [], new_generator(sampling)) for sampling in (GREEDY, SamplingParams(seed=0))}

@@ -295,6 +295,22 @@ def test_what_does_not_fit_into_fp16_is_not_attended_away(kernels, operand):
 
 
 @pytest.mark.parametrize("kv_type", ["fp16", "int8"])
+@pytest.mark.parametrize("bad", [*BAD, 70_000])
+@pytest.mark.parametrize("operand", ["keys", "values"])
+def test_who_does_not_see_what_is_not_finite_keeps_its_bits(kernels, kv_type, bad, operand):
+    arrays = {name: normal(np.random.default_rng(5), 40, 20) for name in ("keys", "values", "queries")}
+    arrays["queries"] = arrays["queries"][:16]
+    seen = np.array([[0, end] for end in range(21, 37)], np.int32)
+    expected = kernels.attend(kv_type, **arrays, seen=seen)
+    arrays[operand][27, 17] = bad
+    out = kernels.attend(kv_type, **arrays, seen=seen)
+    np.testing.assert_array_equal(out[:7].view(np.uint32), expected[:7].view(np.uint32))
+    assert np.isfinite(out[7:]).any() == (kv_type == "int8" and np.isfinite(bad))
+    tiles = (k.store_kv(kv_type, arrays["keys"], arrays["values"]) for k in (kernels, PORTABLE))
+    np.testing.assert_array_equal(*tiles)
+
+
+@pytest.mark.parametrize("kv_type", ["fp16", "int8"])
 def test_positions_that_are_not_seen_may_hold_anything(kernels, kv_type):
     keys, values, queries = (normal(np.random.default_rng(seed), 40, 20) for seed in range(3))
     seen = np.array([[7, 29]], np.int32)

@@ -13,6 +13,7 @@ from tests.engine.instruction_sets import InstructionSet
 from tests.engine.test_native_backend import (  # noqa: F401 - the same tests, on another processor
     models,
     test_a_number_that_is_not_finite_never_becomes_an_answer,
+    test_a_token_that_is_not_finite_spoils_no_row_before_it,
     test_a_token_whose_head_is_not_finite_is_an_error_or_never_taken,
     test_logits_are_those_of_its_arithmetic_in_numpy,
     test_logits_are_those_of_transformers_and_peft,
