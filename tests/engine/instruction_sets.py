@@ -121,6 +121,10 @@ class InstructionSet:
     def gate(self, gate: F32, up: F32) -> F32:
         return self.core.kernels.gate(self.name, gate, up)
 
+    def expose(self, x: F32) -> F32:
+        """NaN for what is not finite."""
+        return self.core.kernels.expose(self.name, x)
+
     def tile_tops(self, x: F32) -> F32:
         """The largest of each 16."""
         return self.core.kernels.tile_tops(self.name, x)

@@ -193,6 +193,16 @@ def test_a_gate_of_what_is_not_finite_is_not_finite(kernels, bad, operand):
 
 
 @some
+@given(generator=seeds, size=sizes)
+def test_what_is_not_finite_is_exposed_as_nan(kernels, generator, size):
+    x = normal(generator, size)
+    x[generator.random(size) < 0.2] = generator.choice([*BAD, 0.0, -0.0, 1e-40, 3e38])
+    expected = np.where(np.isfinite(x), x, np.float32(np.nan))
+    np.testing.assert_array_equal(kernels.expose(x), expected)
+    np.testing.assert_array_equal(np.signbit(kernels.expose(x))[np.isfinite(x)], np.signbit(x)[np.isfinite(x)])
+
+
+@some
 @given(generator=seeds, size=st.integers(1, 100))
 def test_tops_are_the_largest_of_each_tile(kernels, generator, size):
     x = normal(generator, size)

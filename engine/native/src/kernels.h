@@ -76,6 +76,9 @@ struct Kernels {
   void (*store_kv)(const KvLayout&, uint8_t* tile, int lane, const float* key, const float* value);
   void (*attend)(const Attention&);
 
+  // What is not finite becomes NaN: an infinite logit would read as a mask, or as a certainty.
+  void (*expose)(float* x, int n);
+
   // tops[t] = the largest of x[16 t .. 16 t + 15] for tiles [first, last), as far as they lie below n; NaN counts as -inf.
   void (*tile_tops)(const float* x, int first, int last, int n, float* tops);
 

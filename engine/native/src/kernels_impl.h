@@ -196,6 +196,13 @@ void gate_with(float* gate, const float* up, int n) {
   }
 }
 
+void expose(float* x, int n) {
+  for (int i = 0; i < n; i += kVecLanes) {
+    const Vec v = load_up_to(x + i, n - i);
+    store_up_to(x + i, fma(v, zeros(), v), n - i);
+  }
+}
+
 void tile_tops(const float* x, int first, int last, int n, float* tops) {
   for (int tile = first; tile < last; tile++) {
     const int start = tile * kTileRows;

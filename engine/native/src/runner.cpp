@@ -125,6 +125,10 @@ void run_pair(const Kernels& kernels, Message& request, Message& answer) {
   add_vector(answer, call(kernels, x, y));
 }
 
+void run_expose(const Kernels& kernels, Message& request, Message& answer) {
+  add_vector(answer, expose(kernels, request.array<float>()));
+}
+
 void run_tile_tops(const Kernels& kernels, Message& request, Message& answer) {
   add_vector(answer, tile_tops(kernels, request.array<float>()));
 }
@@ -324,7 +328,7 @@ using KernelCommand = void (*)(const Kernels&, Message&, Message&);
 const std::map<std::string, KernelCommand> kKernelCommands = {
     {"quantise", run_quantise}, {"product", run_product},     {"rms_norm", run_rms_norm}, {"rotate", run_rotate},
     {"scale", run_scale},       {"add", run_pair<add>},       {"gate", run_pair<gate>},   {"store_kv", run_store_kv},
-    {"attend", run_attend},     {"tile_tops", run_tile_tops}, {"arg_max", run_arg_max},
+    {"attend", run_attend},     {"expose", run_expose},       {"tile_tops", run_tile_tops}, {"arg_max", run_arg_max},
 };
 
 using ObjectCommand = void (*)(Objects&, Message&, Message&);
