@@ -150,6 +150,10 @@ NB_MODULE(socle_native, m) {
       "dot_peak", [](int num_threads) { return dot_peak(kernels_of("auto"), num_threads); }, "num_threads"_a,
       nb::call_guard<nb::gil_scoped_release>(), "Int8 products per second in registers; 0 where it is not measured.");
 
+  nb::class_<Governor>(m, "Governor", "What keeps to a duty cycle, for tests with a clock of their own.")
+      .def(nb::init<double>(), "duty_cycle"_a)
+      .def("rest_s", &Governor::rest_s, "passed_s"_a, "worked_s"_a);
+
   nb::class_<PyWeights>(m, "Weights")
       .def(nb::init<int>(), "num_layers"_a)
       .def("set_linear", &PyWeights::set_linear)
