@@ -75,8 +75,7 @@ class NativeBackend:
         weights = BaseWeights.open(bundle)
         _check_shape(weights.architecture)
         self._core = core
-        self._manifest = weights.manifest
-        self._architecture = weights.architecture
+        self._weights = weights
         self._is_float = weights.manifest.weights == "float32"
         self._adapters: dict[str, socle_native.Adapter] = {}
         try:
@@ -103,11 +102,12 @@ class NativeBackend:
 
     def load_adapter(self, digest: str, bundle: Path) -> int:
         """Pack an adapter's matrices for the core; returns their bytes."""
-        modules = AdapterWeights.open(bundle, self._manifest).modules
+        modules = AdapterWeights.open(bundle, self._weights.manifest).modules
         if (rank := max(module.a.shape[0] for module in modules.values())) > MAX_RANK:
             raise UnsupportedInputError(f"the adapter has rank {rank}, the engine runs up to {MAX_RANK}")
-        adapter = self._core.Adapter(self._architecture.num_hidden_layers)
-        size_bytes = pack_adapter(modules, self._architecture, adapter, is_float=self._is_float)
+        architecture = self._weights.architecture
+        adapter = self._core.Adapter(architecture.num_hidden_layers)
+        size_bytes = pack_adapter(modules, architecture, adapter, is_float=self._is_float)
         self._adapters[digest] = adapter
         return size_bytes
 
@@ -124,7 +124,11 @@ class NativeBackend:
         return NativeState(self._model.new_state(max_tokens))
 
     def step(self, segments: Sequence[Segment]) -> list[Logits]:
-        """All rows in one pass over the weights. The logits are views that the next step overwrites."""
+        """All rows in one pass over the weights. The logits are views that the next step overwrites.
+
+        Raises `BundleError` if the mapped weights have been cut meanwhile.
+        """
+        self._weights.check_size()
         logits = self._model.step([self._core_segment(segment) for segment in segments])  # [logit rows, vocab_size]
         ends = np.cumsum([len(segment.logit_rows) for segment in segments])
         return np.split(logits, ends[:-1]) if segments else []
@@ -132,7 +136,7 @@ class NativeBackend:
     def close(self) -> None:
         """Drop weights, adapters and threads."""
         self._adapters.clear()
-        del self._model
+        del self._model, self._weights
 
     def _core_segment(self, segment: Segment) -> tuple[object, ...]:
         assert isinstance(segment.state, NativeState)

@@ -88,12 +88,42 @@ def test_threads_that_the_system_refuses_are_an_error_and_no_crash(base):
     assert b"could not start its threads" in child.stderr
 
 
+CUT_BASE = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from engine.artifact import BASE_WEIGHTS
+from engine.backends import Segment
+from engine.backends.native import NativeBackend
+from engine.config import EngineConfig
+from engine.errors import BundleError
+backend = NativeBackend(Path(sys.argv[1]), EngineConfig(num_threads=1))
+state = backend.new_state(8)
+run = lambda: backend.step([Segment(state, np.zeros(1, np.int32), None, (0,))])
+run()
+os.truncate(Path(sys.argv[1], BASE_WEIGHTS), 1 << 20)
+for _ in range(2):
+    try:
+        run()
+    except BundleError as error:
+        print(state.num_tokens, error)
+"""
+
+
+def test_a_base_that_is_cut_while_it_is_in_use_is_an_error_and_no_crash(tmp_path):
+    make_base(tmp_path / "base", BASE, "int4")
+    command = [sys.executable, "-c", CUT_BASE, tmp_path / "base"]
+    child = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    expected = "1 weights.safetensors changed while it was in use: fetch it again and restart the engine\n"
+    assert child.stdout == 2 * expected
+
+
 bursts = st.lists(st.tuples(st.floats(1e-4, 0.004), st.floats(0, 0.02), st.floats(0, 0.002)), min_size=50, max_size=50)
 
 
 @given(bursts=bursts, duty_cycle=st.sampled_from([0.05, 0.25, 0.5, 0.9]))
 def test_no_window_holds_more_work_than_the_duty_cycle_allows(bursts, duty_cycle):
-    """Beyond a rest that is too short to be taken, and the burst that nothing interrupts. Sleep lasts a little longer."""
+    """Beyond a rest that is too short to be taken, and the burst that nothing interrupts; sleep may last longer."""
     governor, now_s, edges = Governor(duty_cycle), 0.0, []
     for work_s, idle_s, oversleep_s in bursts * 4:
         edges.append((now_s, work_s))
@@ -126,7 +156,7 @@ SECONDS_OF_PYTHON = 0.0005
 @pytest.mark.parametrize("num_rows", [1, 64])
 @pytest.mark.parametrize("duty_cycle", [0.25, 0.5])
 def test_the_duty_cycle_is_kept(base, duty_cycle, num_rows, num_threads):
-    """No thread exceeds it, short steps and work between them or not; it is reached unless others have the processors."""
+    """No thread exceeds it, with short steps and work between them; it is reached unless others have the processors."""
     backend = NativeBackend(base, EngineConfig(num_threads=num_threads, duty_cycle=duty_cycle))
     state, token_ids = backend.new_state(64), np.arange(num_rows, dtype=np.int32)
 

@@ -68,8 +68,8 @@ class Team {
   void barrier() {
     barrier([] {});
   }
-  // Keeps to the duty cycle, which must be below 1, and may sleep for it: for the one thread that runs `last`, every few
-  // milliseconds or more often.
+  // Keeps to the duty cycle, which must be below 1, and may sleep for it: for the one thread that runs `last`, every
+  // few milliseconds or more often.
   void pace() { pace(std::numeric_limits<double>::infinity()); }
 
   // Calls body(first, last) for shares of 0 .. n - 1, multiples of `grain` but for the end. Ends with the work, not at a
