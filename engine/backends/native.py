@@ -22,8 +22,9 @@ from engine.backends.native_adapter import pack_adapter
 from engine.backends.reference import rope_frequencies
 from engine.backends.weights import AdapterWeights, BaseWeights, Matrix
 from engine.config import EngineConfig
-from engine.errors import CapacityError, UnsupportedInputError
+from engine.errors import CapacityError, NumericalError, UnsupportedInputError
 from engine.parameters import ATTENTION_BIASES, FINAL_NORM, LAYER_LINEARS, layer_path
+from engine.sampling import NOT_FINITE, SamplingParams
 
 MAX_STEP_ROWS = 256
 MAX_RANK = 256
@@ -132,6 +133,24 @@ class NativeBackend:
         logits = self._model.step([self._core_segment(segment) for segment in segments])  # [logit rows, vocab_size]
         ends = np.cumsum([len(segment.logit_rows) for segment in segments])
         return np.split(logits, ends[:-1]) if segments else []
+
+    def next_token(self, logits: Logits, params: SamplingParams, seen_token_ids: list[int], uniform: float) -> int:
+        """The next token, by the core: the same as that of `engine.sampling`, in a tenth of the time."""
+        seen = seen_token_ids if params.repetition_penalty != 1.0 else []
+        token = self._core.next_token(
+            logits,
+            np.array(seen, np.int32),
+            repetition_penalty=params.repetition_penalty,
+            temperature=params.temperature,
+            top_k=min(params.top_k, len(logits)),
+            top_p=params.top_p,
+            min_p=params.min_p,
+            uniform=uniform,
+            instruction_set=self.instruction_set,
+        )
+        if token < 0:
+            raise NumericalError(NOT_FINITE)
+        return int(token)
 
     def close(self) -> None:
         """Drop weights, adapters and threads."""

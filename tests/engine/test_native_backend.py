@@ -18,7 +18,7 @@ from engine.config import EngineConfig
 from engine.errors import BundleError, InvalidInputError, NumericalError, UnsupportedInputError
 from engine.layout import dequantise
 from engine.parameters import ATTENTION_BIASES, LAYER_LINEARS, LAYER_NORMS
-from engine.sampling import GREEDY, SamplingParams, new_generator, next_token
+from engine.sampling import GREEDY, SamplingParams, next_token
 from engine.tensor_file import TensorFile
 from tests.engine.golden_cases import GOLDEN_CASES
 from tests.engine.instruction_sets import INSTRUCTION_SETS
@@ -193,6 +193,15 @@ def test_a_state_outlives_its_back_end(base):
     np.testing.assert_array_equal(logits, kept)
     state.rewind(3)
     assert state.num_tokens == 3
+
+
+def test_it_samples_as_the_others_do(backend):
+    for sampling in (GREEDY, SamplingParams(top_k=10_000_000), SamplingParams(top_p=0.9, repetition_penalty=1.1)):
+        for row in logits_of(backend, TOKENS):
+            token = backend.next_token(row, sampling, TOKENS.tolist(), 0.3)
+            assert token == next_token(row, sampling, TOKENS.tolist(), 0.3)
+    with pytest.raises(NumericalError, match="not finite"):
+        backend.next_token(np.full(3, np.nan, np.float32), GREEDY, [], 0.0)
 
 
 # What it refuses
@@ -397,7 +406,7 @@ def test_a_token_that_is_not_finite_spoils_no_row_before_it(models, instruction_
 
 def sample(logits):
     """The token that each way of sampling takes."""
-    return {next_token(logits, sampling, [], new_generator(sampling)) for sampling in (GREEDY, SamplingParams(seed=0))}
+    return {next_token(logits, sampling, [], 0.5) for sampling in (GREEDY, SamplingParams())}
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -213,21 +213,6 @@ def test_tops_are_the_largest_of_each_tile(kernels, generator, size):
     np.testing.assert_array_equal(kernels.tile_tops(x), PORTABLE.tile_tops(x))
 
 
-@some
-@given(generator=seeds, size=st.integers(1, 3000), num_values=st.integers(1, 2000))
-def test_arg_max_is_the_first_of_the_largest(kernels, generator, size, num_values):
-    x = generator.integers(-num_values, num_values, size).astype(np.float32)
-    assert kernels.arg_max(x) == x.argmax()
-
-
-@pytest.mark.parametrize("bad", BAD)
-@pytest.mark.parametrize("place", [0, 1023, 1024, 2050])
-def test_arg_max_finds_what_is_not_finite(kernels, bad, place):
-    x = np.arange(2051, dtype=np.float32)
-    x[place] = bad
-    assert kernels.arg_max(x) == -1
-
-
 # Keys and values
 
 

@@ -146,8 +146,6 @@ std::vector<float> tile_tops(const Kernels& kernels, FloatView x) {
   return tops;
 }
 
-int arg_max(const Kernels& kernels, FloatView x) { return kernels.arg_max(x.data, static_cast<int>(x.size)); }
-
 // ---- attention
 
 namespace {

@@ -40,7 +40,6 @@ std::vector<float> gate(const Kernels&, FloatView gate, FloatView up);
 std::vector<float> expose(const Kernels&, FloatView x);
 // Of x in tiles of 16, the last of which may be cut short.
 std::vector<float> tile_tops(const Kernels&, FloatView x);
-int arg_max(const Kernels&, FloatView x);
 
 // "fp16" or "int8".
 KvEncoding kv_encoding_named(const std::string& name);
