@@ -19,7 +19,8 @@ class EngineConfig:
     backend: "auto" takes the fastest that this machine can run.
     num_threads: 0 means as many as this process may run on.
     cpus: where the native threads run, one number each; empty lets the system choose.
-    duty_cycle: share of the time that the native threads may work, for devices that must stay cool or responsive.
+    duty_cycle: share of the time that each native thread may work, for devices that must stay cool or responsive. The
+        thread that calls `step` is one of them, with what it does between two steps (up to 0.1 s of processor time).
     instruction_set: kernels of the native back end; "auto" takes the fastest that this processor has.
     kv_type: how the native back end keeps keys and values; "int8" halves their memory and rounds more.
     max_context_tokens: prompt and answer of one request together; the base's own limit holds too.

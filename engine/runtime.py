@@ -21,7 +21,7 @@ from engine.backends import Backend, Logits, Segment, open_backend
 from engine.config import EngineConfig
 from engine.errors import CapacityError, ContextLengthError, InvalidInputError, NumericalError
 from engine.metrics import EngineStats, Memory, Metrics, process_memory
-from engine.sampling import SamplingParams, next_token
+from engine.sampling import SamplingParams, draw_uniform
 from engine.scheduler import Batch, Scheduler, StepKind
 from engine.sequence import FinishReason, Output, Request, Sequence
 from engine.tokenizer import Tokenizer
@@ -228,11 +228,12 @@ class Engine:
         """The next token of each sequence that has no token left to run; None where there is none to be had."""
         sampled: list[tuple[Sequence, int | None]] = []
         for work, rows in zip(batch.work, logits, strict=True):
-            sequence = work.sequence
+            sequence, params = work.sequence, work.sequence.request.sampling
             if not len(rows):
                 continue
             try:
-                token = next_token(rows[-1], sequence.request.sampling, sequence.token_ids, sequence.generator)
+                uniform = draw_uniform(params, sequence.generator)
+                token = self.backend.next_token(rows[-1], params, sequence.token_ids, uniform)
                 sampled.append((sequence, token))
             except NumericalError as error:
                 sequence.fail(str(error))

@@ -18,6 +18,8 @@ Logits = NDArray[np.float32]
 TokenIds = NDArray[np.int64]
 Probabilities = NDArray[np.float64]
 
+NOT_FINITE = "the model's logits are not finite: fetch the base and the adapter again"
+
 
 def _require(condition: bool, name: str, expected: str) -> None:  # noqa: FBT001 - a predicate, not an option
     if not condition:
@@ -65,19 +67,26 @@ def new_generator(params: SamplingParams) -> np.random.Generator:
     return np.random.default_rng(params.seed)
 
 
-def next_token(
-    logits: Logits, params: SamplingParams, seen_token_ids: list[int], generator: np.random.Generator
-) -> int:
-    """The next token from logits [vocab_size]; `seen_token_ids` are those of prompt and answer so far."""
+def draw_uniform(params: SamplingParams, generator: np.random.Generator) -> float:
+    """What `next_token` needs: a number in [0, 1), or 0 at temperature 0, where nothing is drawn."""
+    return generator.random() if params.temperature else 0.0
+
+
+def next_token(logits: Logits, params: SamplingParams, seen_token_ids: list[int], uniform: float) -> int:
+    """The next token from logits [vocab_size], in which -inf is a mask; changes nothing.
+
+    seen_token_ids: those of prompt and answer so far. uniform: drawn from [0, 1), not used at temperature 0. Raises
+    `NumericalError` if a logit is NaN or the largest is not finite.
+    """
     if params.repetition_penalty != 1.0:
         logits = penalise_repetition(logits, seen_token_ids, params.repetition_penalty)
     likeliest = int(np.argmax(logits))  # finds the first NaN, if there is one
     if not np.isfinite(logits[likeliest]):
-        raise NumericalError("the model's logits are not finite: fetch the base and the adapter again")
+        raise NumericalError(NOT_FINITE)
     if params.temperature == 0.0:
         return likeliest
     token_ids, probabilities = candidates(logits, params)
-    return draw(token_ids, probabilities, generator.random())
+    return draw(token_ids, probabilities, uniform)
 
 
 def penalise_repetition(logits: Logits, seen_token_ids: list[int], penalty: float) -> Logits:
@@ -97,7 +106,8 @@ def candidates(logits: Logits, params: SamplingParams) -> tuple[TokenIds, Probab
     token_ids: TokenIds = np.arange(len(logits)) if params.top_k == 0 else _largest(logits, params.top_k)
     probabilities = _softmax(logits[token_ids], params.temperature)
     if params.top_p < 1.0:
-        token_ids, probabilities = _nucleus(token_ids, probabilities, params.top_p)
+        kept = _nucleus(logits[token_ids], probabilities, params.top_p)
+        token_ids, probabilities = token_ids[kept], probabilities[kept]
     if params.min_p > 0.0:
         likely = probabilities >= params.min_p * probabilities.max()
         token_ids, probabilities = token_ids[likely], probabilities[likely]
@@ -126,13 +136,12 @@ def _softmax(logits: Logits, temperature: float) -> Probabilities:
     return np.asarray(weights / weights.sum())
 
 
-def _nucleus(token_ids: TokenIds, probabilities: Probabilities, top_p: float) -> tuple[TokenIds, Probabilities]:
-    """The fewest likeliest tokens that together reach `top_p` (Holtzman et al., 2020).
+def _nucleus(logits: Logits, probabilities: Probabilities, top_p: float) -> TokenIds:
+    """Places of the fewest likeliest tokens that together reach `top_p` (Holtzman et al., 2020), descending.
 
     Tokens below (1 - top_p) / n hold less than 1 - top_p together, so they are never needed and never sorted.
     """
     shortlist = np.flatnonzero(probabilities >= (1.0 - top_p) / len(probabilities))
-    order = shortlist[np.argsort(-probabilities[shortlist], kind="stable")]
+    order = shortlist[np.argsort(-logits[shortlist], kind="stable")]  # by logit: probabilities round to the same
     mass_before = np.cumsum(probabilities[order]) - probabilities[order]
-    order = order[mass_before < top_p]
-    return token_ids[order], probabilities[order]
+    return order[mass_before < top_p]

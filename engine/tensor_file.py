@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -69,7 +70,8 @@ class TensorFile(Mapping[str, TensorSpec]):
     def __init__(self, path: Path) -> None:
         """Map the file and check its header; raises `TensorFileError`."""
         self.path = path
-        self._bytes = _map(path)
+        self._mapping = _map(path)
+        self._bytes = np.frombuffer(self._mapping, np.uint8)
         self._specs, self._starts = _parse_header(path, self._bytes)
 
     def __getitem__(self, name: str) -> TensorSpec:
@@ -80,6 +82,14 @@ class TensorFile(Mapping[str, TensorSpec]):
 
     def __len__(self) -> int:
         return len(self._specs)
+
+    def check_size(self) -> None:
+        """Raise `TensorFileError` if the file has been cut since it was mapped; a microsecond.
+
+        To touch what is gone would end the process (SIGBUS).
+        """
+        if self._mapping.size() < len(self._mapping):
+            raise TensorFileError(f"{self.path.name} changed while it was in use")
 
     def view(self, name: str) -> NDArray[Any]:
         """The tensor as it lies in the file, read-only and without a copy. bfloat16 comes as uint16."""
@@ -127,11 +137,12 @@ def _header_bytes(ordered: list[TensorSpec]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _map(path: Path) -> NDArray[np.uint8]:
+def _map(path: Path) -> mmap.mmap:
     try:
-        if path.stat().st_size < 8:
-            raise TensorFileError(f"{path.name} is too short to be a safetensors file")
-        return np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size < 8:
+                raise TensorFileError(f"{path.name} is too short to be a safetensors file")
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise TensorFileError(f"cannot read {path.name}: {error.strerror}") from error
 

@@ -1,6 +1,6 @@
 """What a back end must do. `open_backend` makes the configured one; the rest of the engine knows this protocol alone.
 
-A back end owns arrays: weights, adapters, KV state. It knows nothing of requests, text, sampling or queues.
+A back end owns arrays: weights, adapters, KV state. It knows nothing of requests, text, random generators or queues.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from engine.config import EngineConfig
 from engine.errors import UnsupportedInputError
+from engine.sampling import SamplingParams
 
 _log = logging.getLogger(__name__)
 _BUILD_HINT = "install a C++ compiler and run ./dev setup"
@@ -89,6 +90,9 @@ class Backend(Protocol):
 
         They hold until the next step. Raises `UnsupportedInputError` for a tree where the back end runs chains alone.
         """
+
+    def next_token(self, logits: Logits, params: SamplingParams, seen_token_ids: list[int], uniform: float) -> int:
+        """The next token from one row of logits, as `engine.sampling.next_token` has it."""
 
     def close(self) -> None:
         """Give everything back."""

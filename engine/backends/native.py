@@ -22,8 +22,9 @@ from engine.backends.native_adapter import pack_adapter
 from engine.backends.reference import rope_frequencies
 from engine.backends.weights import AdapterWeights, BaseWeights, Matrix
 from engine.config import EngineConfig
-from engine.errors import CapacityError, UnsupportedInputError
+from engine.errors import CapacityError, NumericalError, UnsupportedInputError
 from engine.parameters import ATTENTION_BIASES, FINAL_NORM, LAYER_LINEARS, layer_path
+from engine.sampling import NOT_FINITE, SamplingParams
 
 MAX_STEP_ROWS = 256
 MAX_RANK = 256
@@ -75,8 +76,7 @@ class NativeBackend:
         weights = BaseWeights.open(bundle)
         _check_shape(weights.architecture)
         self._core = core
-        self._manifest = weights.manifest
-        self._architecture = weights.architecture
+        self._weights = weights
         self._is_float = weights.manifest.weights == "float32"
         self._adapters: dict[str, socle_native.Adapter] = {}
         try:
@@ -103,11 +103,12 @@ class NativeBackend:
 
     def load_adapter(self, digest: str, bundle: Path) -> int:
         """Pack an adapter's matrices for the core; returns their bytes."""
-        modules = AdapterWeights.open(bundle, self._manifest).modules
+        modules = AdapterWeights.open(bundle, self._weights.manifest).modules
         if (rank := max(module.a.shape[0] for module in modules.values())) > MAX_RANK:
             raise UnsupportedInputError(f"the adapter has rank {rank}, the engine runs up to {MAX_RANK}")
-        adapter = self._core.Adapter(self._architecture.num_hidden_layers)
-        size_bytes = pack_adapter(modules, self._architecture, adapter, is_float=self._is_float)
+        architecture = self._weights.architecture
+        adapter = self._core.Adapter(architecture.num_hidden_layers)
+        size_bytes = pack_adapter(modules, architecture, adapter, is_float=self._is_float)
         self._adapters[digest] = adapter
         return size_bytes
 
@@ -124,15 +125,37 @@ class NativeBackend:
         return NativeState(self._model.new_state(max_tokens))
 
     def step(self, segments: Sequence[Segment]) -> list[Logits]:
-        """All rows in one pass over the weights. The logits are views that the next step overwrites."""
+        """All rows in one pass over the weights. The logits are views that the next step overwrites.
+
+        Raises `BundleError` if the mapped weights have been cut meanwhile.
+        """
+        self._weights.check_size()
         logits = self._model.step([self._core_segment(segment) for segment in segments])  # [logit rows, vocab_size]
         ends = np.cumsum([len(segment.logit_rows) for segment in segments])
         return np.split(logits, ends[:-1]) if segments else []
 
+    def next_token(self, logits: Logits, params: SamplingParams, seen_token_ids: list[int], uniform: float) -> int:
+        """The next token, by the core: the same as that of `engine.sampling`, in a tenth of the time."""
+        seen = seen_token_ids if params.repetition_penalty != 1.0 else []
+        token = self._core.next_token(
+            logits,
+            np.array(seen, np.int32),
+            repetition_penalty=params.repetition_penalty,
+            temperature=params.temperature,
+            top_k=min(params.top_k, len(logits)),
+            top_p=params.top_p,
+            min_p=params.min_p,
+            uniform=uniform,
+            instruction_set=self.instruction_set,
+        )
+        if token < 0:
+            raise NumericalError(NOT_FINITE)
+        return int(token)
+
     def close(self) -> None:
         """Drop weights, adapters and threads."""
         self._adapters.clear()
-        del self._model
+        del self._model, self._weights
 
     def _core_segment(self, segment: Segment) -> tuple[object, ...]:
         assert isinstance(segment.state, NativeState)

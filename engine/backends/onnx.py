@@ -25,6 +25,7 @@ from engine.backends.weights import AdapterWeights, BaseWeights
 from engine.config import EngineConfig
 from engine.errors import CapacityError, UnsupportedInputError
 from engine.parameters import linear_modules
+from engine.sampling import next_token
 
 _CHAINS_ALONE = "the ONNX back end runs chains alone: use the native back end for trees"
 
@@ -88,6 +89,7 @@ class OnnxBackend:
     """`Backend` over one ONNX Runtime session."""
 
     name = "onnx"
+    next_token = staticmethod(next_token)
 
     def __init__(self, bundle: Path, config: EngineConfig) -> None:
         self.max_step_rows = 512

@@ -20,6 +20,7 @@ from engine.artifact import Architecture, RopeScaling
 from engine.backends import Logits, Segment, State, Tokens
 from engine.backends.weights import AdapterWeights, BaseWeights
 from engine.parameters import ATTENTION_BIASES, EMBEDDING, FINAL_NORM, HEAD, layer_path
+from engine.sampling import next_token
 
 F32 = NDArray[np.float32]
 Adapter = Mapping[str, tuple[F32, F32]]
@@ -243,6 +244,7 @@ class ReferenceBackend:
     """`Backend` over `Transformer`: dequantises the whole base at first use, so it is for tests and small models."""
 
     name = "reference"
+    next_token = staticmethod(next_token)
     max_step_rows = 4096
     adapter_switch_s = 0.0  # an adapter is two more products, there is nothing to switch
 

@@ -72,6 +72,13 @@ class BaseWeights:
         """Bytes of all weights on disk, which is what a mapping of them can take."""
         return sum(spec.size_bytes for spec in self._file.values())
 
+    def check_size(self) -> None:
+        """Raise `BundleError` if the mapped file has been cut, before a step touches what is gone."""
+        try:
+            self._file.check_size()
+        except TensorFileError as error:
+            raise BundleError(f"{error}: fetch it again and restart the engine") from error
+
     @property
     def embedding(self) -> Matrix:
         """The token embedding [vocab_size, hidden_size]."""

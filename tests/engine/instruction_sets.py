@@ -6,6 +6,7 @@ A set that runs elsewhere, such as under an emulator, is an `InstructionSet` who
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,7 @@ from engine.layout import (
     pack_int4,
     pack_int8,
 )
+from engine.sampling import SamplingParams
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
@@ -141,12 +143,27 @@ class InstructionSet:
     def gate(self, gate: F32, up: F32) -> F32:
         return self.core.kernels.gate(self.name, gate, up)
 
+    def expose(self, x: F32) -> F32:
+        """NaN for what is not finite."""
+        return self.core.kernels.expose(self.name, x)
+
     def tile_tops(self, x: F32) -> F32:
         """The largest of each 16."""
         return self.core.kernels.tile_tops(self.name, x)
 
-    def arg_max(self, x: F32) -> int:
-        return self.core.kernels.arg_max(self.name, x)
+    def next_token(self, logits: F32, params: SamplingParams, seen_token_ids: Sequence[int], uniform: float) -> int:
+        """The sampled token, -1 if the logits are not finite."""
+        return self.core.next_token(
+            logits,
+            np.array(seen_token_ids, np.int32),
+            repetition_penalty=params.repetition_penalty,
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            uniform=uniform,
+            instruction_set=self.name,
+        )
 
     def store_kv(self, kv_type: KvType, keys: F32, values: F32) -> U8:
         """Tiles [tiles, bytes] of keys and values [positions, head_dim]."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from engine.artifact import ADAPTER_WEIGHTS
 from engine.backends import Logits, Segment
+from engine.sampling import next_token
 
 VOCAB_SIZE = 128
 END = 0
@@ -36,6 +37,7 @@ class ScriptedBackend:
     """Answers with `script(token_ids, adapter)`; every step and every open state is on record."""
 
     name = "scripted"
+    next_token = staticmethod(next_token)
 
     def __init__(self, script: Callable[[list[int], str | None], int | float], *, max_step_rows: int = 64) -> None:
         self.script = script

@@ -18,7 +18,7 @@ from engine.config import EngineConfig
 from engine.errors import BundleError, InvalidInputError, NumericalError, UnsupportedInputError
 from engine.layout import dequantise
 from engine.parameters import ATTENTION_BIASES, LAYER_LINEARS, LAYER_NORMS
-from engine.sampling import GREEDY, SamplingParams, new_generator, next_token
+from engine.sampling import GREEDY, SamplingParams, next_token
 from engine.tensor_file import TensorFile
 from tests.engine.golden_cases import GOLDEN_CASES
 from tests.engine.instruction_sets import INSTRUCTION_SETS, scales_in
@@ -34,7 +34,7 @@ from tests.engine.native_models import (
     run,
     with_adapters,
 )
-from tests.engine.random_bundles import QWEN3, make_adapter, make_base, write_tensors
+from tests.engine.random_bundles import LLAMA, QWEN3, make_adapter, make_base, write_tensors
 
 FASTEST = INSTRUCTION_SETS[0]
 NUM_REFINED_TILES = 128
@@ -117,16 +117,35 @@ def test_int8_keys_and_values_stay_close_to_the_reference(models, model):
         assert np.corrcoef(answer.ravel(), expected.ravel())[0, 1] > 0.999
 
 
-def test_only_the_likeliest_tokens_of_a_large_vocabulary_are_worked_out_in_8_bits(instruction_set, tmp_path):
-    make_base(tmp_path / "base", replace(QWEN3, vocab_size=3001), "int4")
-    states = NativeArithmetic(tmp_path / "base").hidden_states(TOKENS)
-    head = BaseWeights.open(tmp_path / "base").head
-    coarse = multiply_int8(states, dequantise(head.stored[0], 4, head.rows, head.inputs))  # [rows, vocab_size]
-    tiles = np.pad(coarse, ((0, 0), (0, -head.rows % 16)), constant_values=-np.inf).reshape(len(TOKENS), -1, 16)
+@pytest.fixture(scope="module")
+def large_head(tmp_path_factory):
+    base = tmp_path_factory.mktemp("large") / "base"
+    make_base(base, replace(LLAMA, vocab_size=3001), "int4")
+    return base
+
+
+@functools.cache
+def coarse_logits(base):
+    """Of `TOKENS`, with the first plane of the head alone, [rows, vocab_size]."""
+    head = BaseWeights.open(base).head
+    states = NativeArithmetic(base).hidden_states(TOKENS)
+    return multiply_int8(states, dequantise(head.stored[0], 4, head.rows, head.inputs))
+
+
+def refined_tokens(base):
+    """Whether a token's logit is worked out in 8 bits, [rows, vocab_size]."""
+    coarse = coarse_logits(base)
+    vocab_size = coarse.shape[1]
+    tiles = np.pad(coarse, ((0, 0), (0, -vocab_size % 16)), constant_values=-np.inf).reshape(len(TOKENS), -1, 16)
     least = np.sort(tiles.max(axis=2))[:, [-NUM_REFINED_TILES]]  # [rows, 1]
-    refined = np.repeat(tiles.max(axis=2) >= least, 16, axis=1)[:, : head.rows]  # [rows, vocab_size]
-    expected = np.where(refined, multiply_int8(states, head.dense()), coarse)
-    difference = np.abs(logits_of(instruction_set.open(tmp_path / "base", num_threads=1), TOKENS) - expected)
+    return np.repeat(tiles.max(axis=2) >= least, 16, axis=1)[:, :vocab_size]
+
+
+def test_only_the_likeliest_tokens_of_a_large_vocabulary_are_worked_out_in_8_bits(instruction_set, large_head):
+    coarse, head = coarse_logits(large_head), BaseWeights.open(large_head).head
+    fine = multiply_int8(NativeArithmetic(large_head).hidden_states(TOKENS), head.dense())
+    expected = np.where(refined_tokens(large_head), fine, coarse)
+    difference = np.abs(logits_of(instruction_set.open(large_head, num_threads=1), TOKENS) - expected)
     assert np.quantile(difference.max(axis=1), 0.75) < 1e-5
     assert np.abs(expected - coarse).max() > 0.05
 
@@ -174,6 +193,15 @@ def test_a_state_outlives_its_back_end(base):
     np.testing.assert_array_equal(logits, kept)
     state.rewind(3)
     assert state.num_tokens == 3
+
+
+def test_it_samples_as_the_others_do(backend):
+    for sampling in (GREEDY, SamplingParams(top_k=10_000_000), SamplingParams(top_p=0.9, repetition_penalty=1.1)):
+        for row in logits_of(backend, TOKENS):
+            token = backend.next_token(row, sampling, TOKENS.tolist(), 0.3)
+            assert token == next_token(row, sampling, TOKENS.tolist(), 0.3)
+    with pytest.raises(NumericalError, match="not finite"):
+        backend.next_token(np.full(3, np.nan, np.float32), GREEDY, [], 0.0)
 
 
 # What it refuses
@@ -364,19 +392,46 @@ def damaged(base, folder, name, bad):
     return changed(base, folder, name, damage)
 
 
+@pytest.mark.parametrize("kv_type", ["fp16", "int8"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("model", ["llama-int4", "llama-float32"])
+def test_a_token_that_is_not_finite_spoils_no_row_before_it(models, instruction_set, tmp_path, model, bad, kv_type):
+    base = damaged(models.base(model), tmp_path / "base", "model.embed_tokens.weight", bad)
+    token_ids = [5, 7, 1, 9, 2, 3, 8, 4, 6, 5]
+    expected = logits_of(instruction_set.open(models.base(model), kv_type=kv_type, num_threads=1), token_ids)
+    logits = logits_of(instruction_set.open(base, kv_type=kv_type, num_threads=1), token_ids)
+    np.testing.assert_array_equal(logits[:5].view(np.uint32), expected[:5].view(np.uint32))
+    assert not np.isfinite(logits[5:]).any()
+
+
 def sample(logits):
     """The token that each way of sampling takes."""
-    return {next_token(logits, sampling, [], new_generator(sampling)) for sampling in (GREEDY, SamplingParams(seed=0))}
+    return {next_token(logits, sampling, [], 0.5) for sampling in (GREEDY, SamplingParams())}
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("model", ["llama-int4", "llama-float32"])
-def test_a_token_whose_head_is_not_finite_is_an_error_or_never_taken(models, instruction_set, tmp_path, model, bad):
+def test_a_token_whose_head_is_not_finite_makes_every_answer_an_error(models, instruction_set, tmp_path, model, bad):
     base = damaged(models.base(model), tmp_path / "base", "lm_head.weight", bad)
-    logits = logits_of(instruction_set.open(base, num_threads=1), [3, 1, 4])[-1]
-    assert np.isfinite(logits).tolist() == [token != 3 for token in range(len(logits))]
-    if logits[3] == -np.inf:
-        assert 3 not in sample(logits)
-    else:
-        with pytest.raises(NumericalError):
-            sample(logits)
+    logits = logits_of(instruction_set.open(base, num_threads=1), [3, 1, 4])
+    assert np.isnan(logits).tolist() == [[token == 3 for token in range(logits.shape[1])]] * 3
+    with pytest.raises(NumericalError):
+        sample(logits[-1])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("plane", [0, 1])
+def test_a_scale_of_a_large_head_is_an_error_wherever_it_is_used(instruction_set, large_head, tmp_path, plane, bad):
+    """The second plane is worked out for the likeliest tokens alone: where it is not used, it may hold anything."""
+    last_row = coarse_logits(large_head)[-1]  # [vocab_size]
+    unlikely = np.where(refined_tokens(large_head)[-1], np.inf, last_row).argmin()
+    for name, token in (("likely", last_row.argmax()), ("unlikely", unlikely)):
+
+        def damage(planes, token=token):
+            scales_in(planes)[plane, token // 16, 0, token % 16] = bad
+
+        base = changed(large_head, tmp_path / name, "lm_head.weight", damage)
+        logits = logits_of(instruction_set.open(base, num_threads=1), TOKENS)[-1]
+        is_used = plane == 0 or name == "likely"
+        assert np.isnan(logits).nonzero()[0].tolist() == ([token] if is_used else [])
+        assert np.isfinite(np.delete(logits, token)).all()

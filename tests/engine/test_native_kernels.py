@@ -205,6 +205,16 @@ def test_a_gate_of_what_is_not_finite_is_not_finite(kernels, bad, operand):
 
 
 @some
+@given(generator=seeds, size=sizes)
+def test_what_is_not_finite_is_exposed_as_nan(kernels, generator, size):
+    x = normal(generator, size)
+    x[generator.random(size) < 0.2] = generator.choice([*BAD, 0.0, -0.0, 1e-40, 3e38])
+    expected = np.where(np.isfinite(x), x, np.float32(np.nan))
+    np.testing.assert_array_equal(kernels.expose(x), expected)
+    np.testing.assert_array_equal(np.signbit(kernels.expose(x))[np.isfinite(x)], np.signbit(x)[np.isfinite(x)])
+
+
+@some
 @given(generator=seeds, size=st.integers(1, 100))
 def test_tops_are_the_largest_of_each_tile(kernels, generator, size):
     x = normal(generator, size)
@@ -213,21 +223,6 @@ def test_tops_are_the_largest_of_each_tile(kernels, generator, size):
     x[generator.random(size) < 0.1] = generator.choice(BAD)
     assert not np.isnan(kernels.tile_tops(x)).any()
     np.testing.assert_array_equal(kernels.tile_tops(x), PORTABLE.tile_tops(x))
-
-
-@some
-@given(generator=seeds, size=st.integers(1, 3000), num_values=st.integers(1, 2000))
-def test_arg_max_is_the_first_of_the_largest(kernels, generator, size, num_values):
-    x = generator.integers(-num_values, num_values, size).astype(np.float32)
-    assert kernels.arg_max(x) == x.argmax()
-
-
-@pytest.mark.parametrize("bad", BAD)
-@pytest.mark.parametrize("place", [0, 1023, 1024, 2050])
-def test_arg_max_finds_what_is_not_finite(kernels, bad, place):
-    x = np.arange(2051, dtype=np.float32)
-    x[place] = bad
-    assert kernels.arg_max(x) == -1
 
 
 # Keys and values
@@ -304,6 +299,22 @@ def test_what_does_not_fit_into_fp16_is_not_attended_away(kernels, operand):
         "fp16", **arrays | {"queries": arrays["queries"][:16]}, seen=np.array([[0, 40]] * 16, np.int32)
     )
     assert not np.isfinite(out).all(axis=1).any()
+
+
+@pytest.mark.parametrize("kv_type", ["fp16", "int8"])
+@pytest.mark.parametrize("bad", [*BAD, 70_000])
+@pytest.mark.parametrize("operand", ["keys", "values"])
+def test_who_does_not_see_what_is_not_finite_keeps_its_bits(kernels, kv_type, bad, operand):
+    arrays = {name: normal(np.random.default_rng(5), 40, 20) for name in ("keys", "values", "queries")}
+    arrays["queries"] = arrays["queries"][:16]
+    seen = np.array([[0, end] for end in range(21, 37)], np.int32)
+    expected = kernels.attend(kv_type, **arrays, seen=seen)
+    arrays[operand][27, 17] = bad
+    out = kernels.attend(kv_type, **arrays, seen=seen)
+    np.testing.assert_array_equal(out[:7].view(np.uint32), expected[:7].view(np.uint32))
+    assert np.isfinite(out[7:]).any() == (kv_type == "int8" and np.isfinite(bad))
+    tiles = (k.store_kv(kv_type, arrays["keys"], arrays["values"]) for k in (kernels, PORTABLE))
+    np.testing.assert_array_equal(*tiles)
 
 
 @pytest.mark.parametrize("kv_type", ["fp16", "int8"])

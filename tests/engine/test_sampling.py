@@ -5,7 +5,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from engine.errors import InvalidInputError, NumericalError
-from engine.sampling import SamplingParams, candidates, draw, new_generator, next_token, penalise_repetition
+from engine.sampling import (
+    SamplingParams,
+    candidates,
+    draw,
+    draw_uniform,
+    new_generator,
+    next_token,
+    penalise_repetition,
+)
 
 LOGITS = arrays(np.float32, st.integers(1, 40), elements=st.floats(-30, 30, width=32))
 # Few values, so that ties are common.
@@ -21,7 +29,7 @@ def softmax(logits, temperature=1.0):
 
 def sample(logits, seed=0, **options):
     params = SamplingParams(seed=seed, **options)
-    return next_token(np.asarray(logits, np.float32), params, [], new_generator(params))
+    return next_token(np.asarray(logits, np.float32), params, [], draw_uniform(params, new_generator(params)))
 
 
 @given(LOGITS | TIED_LOGITS)
@@ -69,7 +77,8 @@ def test_draws_follow_the_distribution():
     logits = np.log(np.array([0.5, 0.3, 0.2], np.float32))
     params = SamplingParams(seed=7)
     generator = new_generator(params)
-    drawn = np.bincount([next_token(logits, params, [], generator) for _ in range(4000)], minlength=3) / 4000
+    tokens = [next_token(logits, params, [], draw_uniform(params, generator)) for _ in range(4000)]
+    drawn = np.bincount(tokens, minlength=3) / 4000
     assert drawn == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
 
 
@@ -86,6 +95,13 @@ def test_a_token_of_probability_zero_is_never_drawn():
 def test_the_same_seed_draws_the_same(seed):
     logits = np.linspace(0, 3, 50)
     assert sample(logits, seed) == sample(logits, seed)
+
+
+def test_nothing_is_drawn_at_temperature_zero():
+    params = SamplingParams(seed=3, temperature=0.0)
+    generator = new_generator(params)
+    assert draw_uniform(params, generator) == 0.0
+    assert generator.random() == new_generator(params).random()
 
 
 def test_other_seeds_and_no_seed_draw_differently():
@@ -107,7 +123,7 @@ def test_repetition_penalty_lowers_seen_tokens_once_whatever_their_sign():
 def test_repetition_penalty_changes_the_choice():
     params = SamplingParams(temperature=0.0, repetition_penalty=3.0)
     logits = np.array([2.0, 1.0], np.float32)
-    assert next_token(logits, params, [0], new_generator(params)) == 1
+    assert next_token(logits, params, [0], uniform=0.0) == 1
 
 
 @pytest.mark.parametrize("logits", [[1.0, np.nan], [np.inf, 1.0], [-np.inf, -np.inf]])

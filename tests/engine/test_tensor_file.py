@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +158,16 @@ def test_flipped_bytes_are_read_or_refused(tmp_path_factory, data) -> None:
         return
     for name in file:
         file.view(name)
+
+
+def test_a_file_that_is_cut_after_it_was_mapped_is_noticed(tmp_path) -> None:
+    path = tmp_path / "x.safetensors"
+    write_tensor_file(path, specs_of({"a": np.zeros(100, np.uint8)}), {"a": np.zeros(100, np.uint8)}.__getitem__)
+    file = TensorFile(path)
+    file.check_size()
+    with path.open("ab") as longer:
+        longer.write(b"more")
+    file.check_size()
+    os.truncate(path, 80)
+    with pytest.raises(TensorFileError, match=r"x\.safetensors changed while it was in use"):
+        file.check_size()

@@ -21,6 +21,7 @@ SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "vocab_size", "sliding_window"),
 )
+SAMPLING = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p", "uniform")
 SETTINGS = ("instruction_set", "num_threads", "duty_cycle", "max_context_tokens", "max_step_rows", "max_rank")
 
 
@@ -122,6 +123,11 @@ class RemoteCore:
 
     def instruction_sets(self) -> list[str]:
         return self.runner.ask("instruction_sets")
+
+    def next_token(self, logits, seen_token_ids, *, top_k, instruction_set, **parameters):
+        numbers = {name: float(value) for name, value in parameters.items()} | {"top_k": top_k}
+        request = (logits, seen_token_ids, *(numbers[name] for name in SAMPLING))
+        return self.runner.ask("next_token", instruction_set, *request)[0]
 
 
 class Kernels:

@@ -11,9 +11,12 @@ import pytest
 
 from tests.engine.instruction_sets import InstructionSet
 from tests.engine.test_native_backend import (  # noqa: F401 - the same tests, on another processor
+    large_head,
     models,
     test_a_number_that_is_not_finite_never_becomes_an_answer,
-    test_a_token_whose_head_is_not_finite_is_an_error_or_never_taken,
+    test_a_scale_of_a_large_head_is_an_error_wherever_it_is_used,
+    test_a_token_that_is_not_finite_spoils_no_row_before_it,
+    test_a_token_whose_head_is_not_finite_makes_every_answer_an_error,
     test_logits_are_those_of_its_arithmetic_in_numpy,
     test_logits_are_those_of_transformers_and_peft,
     test_only_the_likeliest_tokens_of_a_large_vocabulary_are_worked_out_in_8_bits,

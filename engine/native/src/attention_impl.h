@@ -32,15 +32,22 @@ inline const float* value_scales(const KvLayout& layout, const uint8_t* tile) {
                                         layout.element_bytes() * kTilePositions * layout.value_stride());
 }
 
+constexpr float kNan = __builtin_nanf("");
+constexpr float kHalfOverflow = 65520.0f;  // what rounds to infinity in fp16
+
+// A position whose key or value is not finite is kept as a key of NaN and a value of 0. Whoever sees it gets a score
+// that is NaN; whoever does not, such as an earlier row of the same tile, weighs it by 0, and 0 * NaN would be NaN.
 void store_half_kv(const KvLayout& layout, uint8_t* tile, int lane, const float* key, const float* value) {
   uint16_t converted[kVecLanes];
   auto* keys = reinterpret_cast<uint16_t*>(tile);
   auto* values = reinterpret_cast<uint16_t*>(tile + layout.value_offset()) + lane * layout.value_stride();
+  const bool is_finite =
+      magnitude_of(key, layout.head_dim) < kHalfOverflow && magnitude_of(value, layout.head_dim) < kHalfOverflow;
   for (int i = 0; i < layout.head_dim; i += kVecLanes) {
     const int count = smaller(kVecLanes, layout.head_dim - i);
-    store_half(converted, load_up_to(key + i, count));
+    store_half(converted, is_finite ? load_up_to(key + i, count) : all(kNan));
     for (int j = 0; j < count; j++) keys[(i + j) * kTilePositions + lane] = converted[j];
-    store_half(values + i, load_up_to(value + i, count));
+    store_half(values + i, is_finite ? load_up_to(value + i, count) : zeros());
   }
 }
 
@@ -49,16 +56,17 @@ void store_int8_kv(const KvLayout& layout, uint8_t* tile, int lane, const float*
   auto* keys = reinterpret_cast<int8_t*>(tile);
   auto* values = reinterpret_cast<int8_t*>(tile + layout.value_offset()) + lane * layout.value_stride();
   const float key_top = magnitude_of(key, layout.head_dim), value_top = magnitude_of(value, layout.head_dim);
+  const bool is_finite = key_top + value_top >= 0.0f;
   const Vec key_factor = all(int8_factor(key_top));
   const Vec value_factor = all(int8_factor(value_top));
   for (int i = 0; i < layout.head_dim; i += kVecLanes) {
     const int count = smaller(kVecLanes, layout.head_dim - i);
-    store_int8(converted, mul(load_up_to(key + i, count), key_factor));
+    store_int8(converted, is_finite ? mul(load_up_to(key + i, count), key_factor) : zeros());
     for (int j = 0; j < count; j++) keys[(i + j) * kTilePositions + lane] = converted[j];
-    store_int8(values + i, mul(load_up_to(value + i, count), value_factor));
+    store_int8(values + i, is_finite ? mul(load_up_to(value + i, count), value_factor) : zeros());
   }
-  const_cast<float*>(key_scales(layout, tile))[lane] = key_top / 127.0f;
-  const_cast<float*>(value_scales(layout, tile))[lane] = value_top / 127.0f;
+  const_cast<float*>(key_scales(layout, tile))[lane] = is_finite ? key_top / 127.0f : kNan;
+  const_cast<float*>(value_scales(layout, tile))[lane] = is_finite ? value_top / 127.0f : 0.0f;
 }
 
 void store_kv(const KvLayout& layout, uint8_t* tile, int lane, const float* key, const float* value) {

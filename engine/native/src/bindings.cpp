@@ -14,6 +14,7 @@
 #include "inputs.h"
 #include "machine.h"
 #include "model.h"
+#include "sampling.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -134,6 +135,17 @@ Logits run_step(const nb::object& self, const nb::list& list) {
   return Logits(const_cast<float*>(logits), 2, shape, self, strides);
 }
 
+using Row = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+int sample(const Row& logits, const Ints& seen, float repetition_penalty, double temperature, int top_k, double top_p,
+           double min_p, double uniform, const std::string& instruction_set) {
+  const Sampling sampling = {repetition_penalty, temperature, top_k, top_p, min_p};
+  const FloatView row = {logits.data(), logits.size()};
+  const IntView seen_ids = {seen.data(), seen.size()};
+  nb::gil_scoped_release release;
+  return next_token(kernels_of(instruction_set), row, seen_ids, sampling, uniform);
+}
+
 }  // namespace
 }  // namespace socle
 
@@ -144,11 +156,19 @@ NB_MODULE(socle_native, m) {
   nb::module_ kernels = m.def_submodule("kernels", "Each kernel by itself, for tests.");
   bind_kernels(kernels);
 
+  m.def("next_token", &sample, "logits"_a, "seen_token_ids"_a, nb::kw_only(), "repetition_penalty"_a, "temperature"_a,
+        "top_k"_a, "top_p"_a, "min_p"_a, "uniform"_a, "instruction_set"_a = "auto",
+        "The next token of a row of logits, as engine.sampling has it; -1 if they are not finite.");
+
   m.def("read_bandwidth", &read_bandwidth, "num_threads"_a, nb::call_guard<nb::gil_scoped_release>(),
         "Bytes per second that so many threads read together from memory.");
   m.def(
       "dot_peak", [](int num_threads) { return dot_peak(kernels_of("auto"), num_threads); }, "num_threads"_a,
       nb::call_guard<nb::gil_scoped_release>(), "Int8 products per second in registers; 0 where it is not measured.");
+
+  nb::class_<Governor>(m, "Governor", "What keeps to a duty cycle, for tests with a clock of their own.")
+      .def(nb::init<double>(), "duty_cycle"_a)
+      .def("rest_s", &Governor::rest_s, "passed_s"_a, "worked_s"_a);
 
   nb::class_<PyWeights>(m, "Weights")
       .def(nb::init<int>(), "num_layers"_a)

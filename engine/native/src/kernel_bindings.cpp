@@ -92,9 +92,9 @@ void bind_kernels(nb::module_& m) {
   m.def("gate", [](const std::string& set, const In<float>& gate_values, const In<float>& up) {
     return owned(gate(kernels_of(set), view(gate_values), view(up)));
   });
+  m.def("expose", [](const std::string& set, const In<float>& x) { return owned(expose(kernels_of(set), view(x))); });
   m.def("tile_tops",
         [](const std::string& set, const In<float>& x) { return owned(tile_tops(kernels_of(set), view(x))); });
-  m.def("arg_max", [](const std::string& set, const In<float>& x) { return arg_max(kernels_of(set), view(x)); });
   m.def("store_kv", &call_store_kv, "instruction_set"_a, "kv_type"_a, "keys"_a, "values"_a);
   m.def("attend", &call_attend, "instruction_set"_a, "kv_type"_a, "head_dim"_a, "keys"_a, "values"_a, "queries"_a,
         "begins"_a, "ends"_a);

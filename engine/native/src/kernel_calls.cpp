@@ -132,6 +132,12 @@ std::vector<float> gate(const Kernels& kernels, FloatView gate, FloatView up) {
   return out;
 }
 
+std::vector<float> expose(const Kernels& kernels, FloatView x) {
+  std::vector<float> out = copied(x);
+  kernels.expose(out.data(), static_cast<int>(out.size()));
+  return out;
+}
+
 std::vector<float> tile_tops(const Kernels& kernels, FloatView x) {
   const size_t num_tiles = (x.size + kTileRows - 1) / kTileRows;
   std::vector<float> whole = copied(x), tops(num_tiles);
@@ -139,8 +145,6 @@ std::vector<float> tile_tops(const Kernels& kernels, FloatView x) {
   kernels.tile_tops(whole.data(), 0, static_cast<int>(num_tiles), static_cast<int>(x.size), tops.data());
   return tops;
 }
-
-int arg_max(const Kernels& kernels, FloatView x) { return kernels.arg_max(x.data, static_cast<int>(x.size)); }
 
 // ---- attention
 

@@ -36,9 +36,9 @@ std::vector<float> rotate(const Kernels&, FloatView head, FloatView cos, FloatVi
 std::vector<float> add(const Kernels&, FloatView x, FloatView y);
 std::vector<float> scale(const Kernels&, FloatView x, float factor);
 std::vector<float> gate(const Kernels&, FloatView gate, FloatView up);
+std::vector<float> expose(const Kernels&, FloatView x);
 // Of x in tiles of 16, the last of which may be cut short.
 std::vector<float> tile_tops(const Kernels&, FloatView x);
-int arg_max(const Kernels&, FloatView x);
 
 // "fp16" or "int8".
 KvEncoding kv_encoding_named(const std::string& name);

@@ -64,6 +64,8 @@ struct Piece {
   int next_lines_per_group;
 };
 
+constexpr int kStretchValues = 128;  // of a row of logits, which sampling passes over stretch by stretch
+
 struct Kernels {
   const char* name;
   bool (*is_supported)();
@@ -92,11 +94,18 @@ struct Kernels {
   void (*store_kv)(const KvLayout&, uint8_t* tile, int lane, const float* key, const float* value);
   void (*attend)(const Attention&);
 
+  // What is not finite becomes NaN: an infinite logit would read as a mask, or as a certainty.
+  void (*expose)(float* x, int n);
+
   // tops[t] = the largest of x[16 t .. 16 t + 15] for tiles [first, last), as far as they lie below n; NaN counts as -inf.
   void (*tile_tops)(const float* x, int first, int last, int n, float* tops);
 
-  // Index of the largest of n values, the first if there are several; -1 if one is not a number.
-  int (*arg_max)(const float* x, int n);
+  // tops[i] = the largest of stretch i of n values. Returns false if one is NaN or infinite; -inf may be among them.
+  bool (*stretch_tops)(const float* x, int n, float* tops);
+
+  // weights[i] = e^((x[i] - top) / temperature), or 0 if that is below e^-87, and sums[i] that of stretch i of them.
+  // `top` is the largest of x, and weights may be x itself.
+  void (*weigh)(const float* x, int n, float top, float temperature, float* weights, float* sums);
 
   // Does `rounds` of multiply-accumulate in registers alone; returns how many int8 products that were. nullptr: unknown.
   int64_t (*dot_products)(int64_t rounds);

@@ -144,6 +144,7 @@ namespace socle {
 const Kernels kAvx2Kernels = {
     "avx2",
     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); },
-    TileProduct::kMaxRows, product, rms_norm, quantise, rotate, add_to, scale_by, gate_with, store_kv, attend, tile_tops, arg_max, nullptr};
+    TileProduct::kMaxRows, product, rms_norm, quantise, rotate, add_to, scale_by, gate_with, store_kv, attend,
+    expose, tile_tops, stretch_tops, weigh, nullptr};
 
 }  // namespace socle

@@ -171,6 +171,7 @@ const Kernels kAvx512VnniKernels = {
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
              __builtin_cpu_supports("avx512vnni");
     },
-    TileProduct::kMaxRows, product, rms_norm, quantise, rotate, add_to, scale_by, gate_with, store_kv, attend, tile_tops, arg_max, dot_products};
+    TileProduct::kMaxRows, product, rms_norm, quantise, rotate, add_to, scale_by, gate_with, store_kv, attend,
+    expose, tile_tops, stretch_tops, weigh, dot_products};
 
 }  // namespace socle

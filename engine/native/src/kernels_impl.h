@@ -223,6 +223,13 @@ void gate_with(float* gate, const float* up, int n) {
   }
 }
 
+void expose(float* x, int n) {
+  for (int i = 0; i < n; i += kVecLanes) {
+    const Vec v = load_up_to(x + i, n - i);
+    store_up_to(x + i, fma(v, zeros(), v), n - i);
+  }
+}
+
 void tile_tops(const float* x, int first, int last, int n, float* tops) {
   for (int tile = first; tile < last; tile++) {
     const int start = tile * kTileRows;
@@ -231,26 +238,41 @@ void tile_tops(const float* x, int first, int last, int n, float* tops) {
   }
 }
 
-// Stretch by stretch: only one that holds a new largest value is searched for its place.
-int arg_max(const float* x, int n) {
-  constexpr int kStretch = 1024;
-  float top = kNegativeInfinity;
+// ---- sampling
+
+inline Vec load_logits(const float* p, int n) {
+  return n >= kVecLanes ? load(p) : keep_lanes(load_part(p, n), 0, n, kNegativeInfinity);
+}
+
+bool stretch_tops(const float* x, int n, float* tops) {
+  const Vec lowest = all(-__FLT_MAX__);
   Vec poison = zeros();
-  int best = 0;
-  for (int start = 0; start < n; start += kStretch) {
-    const int end = smaller(start + kStretch, n);
-    Vec tops = all(kNegativeInfinity);
+  for (int start = 0; start < n; start += kStretchValues) {
+    const int end = smaller(start + kStretchValues, n);
+    Vec top = all(kNegativeInfinity);
     for (int i = start; i < end; i += kVecLanes) {
-      const Vec v = load_up_to(x + i, end - i);
-      poison = fma(v, zeros(), poison);
-      tops = max(tops, keep_lanes(v, 0, smaller(kVecLanes, end - i), kNegativeInfinity));
+      const Vec v = load_logits(x + i, end - i);
+      poison = fma(max(lowest, v), zeros(), poison);  // keeps NaN, and makes a number of -inf
+      top = max(top, v);
     }
-    if (!(largest(tops) > top)) continue;
-    top = largest(tops);
-    best = start;
-    while (x[best] != top) best++;
+    tops[start / kStretchValues] = largest(top);
   }
-  return sum(poison) == 0.0f ? best : -1;
+  return sum(poison) == 0.0f;
+}
+
+void weigh(const float* x, int n, float top, float temperature, float* weights, float* sums) {
+  const Vec most = all(top), divisor = all(temperature), least = exponential(all(kNegativeInfinity));
+  for (int start = 0; start < n; start += kStretchValues) {
+    const int end = smaller(start + kStretchValues, n);
+    Vec total = zeros();
+    for (int i = start; i < end; i += kVecLanes) {
+      const Vec exponent = div(sub(load_logits(x + i, end - i), most), divisor);
+      const Vec weight = sub(exponential(exponent), least);
+      store_up_to(weights + i, weight, end - i);
+      total = add(total, weight);
+    }
+    sums[start / kStretchValues] = sum(total);
+  }
 }
 
 }  // namespace

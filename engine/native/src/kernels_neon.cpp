@@ -128,7 +128,7 @@ namespace socle {
 constexpr unsigned long kHwcapAsimdDp = 1ul << 20;  // HWCAP_ASIMDDP of asm/hwcap.h
 
 const Kernels kNeonKernels = {"neon",  [] { return (getauxval(AT_HWCAP) & kHwcapAsimdDp) != 0; },
-                              TileProduct::kMaxRows, product, rms_norm, quantise, rotate, add_to, scale_by, gate_with, store_kv, attend, tile_tops,
-                              arg_max, nullptr};
+                              TileProduct::kMaxRows, product, rms_norm, quantise, rotate, add_to, scale_by, gate_with,
+                              store_kv, attend, expose, tile_tops, stretch_tops, weigh, nullptr};
 
 }  // namespace socle

@@ -62,6 +62,7 @@ struct TileProduct {
 namespace socle {
 
 const Kernels kPortableKernels = {"portable", [] { return true; }, TileProduct::kMaxRows, product,   rms_norm, quantise, rotate,
-                                  add_to,     scale_by,            gate_with, store_kv, attend, tile_tops,   arg_max, nullptr};
+                                  add_to,     scale_by,            gate_with, store_kv, attend, expose,
+                                  tile_tops,  stretch_tops, weigh,             nullptr};
 
 }  // namespace socle

@@ -97,7 +97,8 @@ class Model {
   const Settings& settings() const { return settings_; }
   const KvShape& kv_shape() const { return kv_shape_; }
 
-  // Runs the segments; returns logits [sum of num_logit_rows, logit_stride()], valid until the next step.
+  // Runs the segments; returns logits [sum of num_logit_rows, logit_stride()], valid until the next step. A logit is
+  // finite or NaN.
   // Throws std::invalid_argument or std::length_error before anything is computed.
   const float* step(const std::vector<Segment>& segments);
   size_t logit_stride() const { return round_up(architecture_.vocab_size, kTileRows); }

@@ -102,11 +102,13 @@ void Model::run_head(int thread, int num_rows) {
   const Rows& rows = head_in_.rows();
   const Matrix &high = weights_.head.high, &low = weights_.head.low;
   const int num_tiles = high.num_tiles();
+  uint8_t* const decoded = scratch_[thread]->decoded.data();
   team_.share(num_tiles, kTileGrain, [&](int first, int last) {
-    kernels_.product(high, rows, 0, num_rows, first, last, logits_.data() + static_cast<size_t>(first) * kTileRows,
-                     logit_stride(), Store::kSet, scratch_[thread]->decoded.data());
-    if (!low.data) return;
+    float* const out = logits_.data() + static_cast<size_t>(first) * kTileRows;
+    kernels_.product(high, rows, 0, num_rows, first, last, out, logit_stride(), Store::kSet, decoded);
     for (int row = 0; row < num_rows; row++) {
+      kernels_.expose(out + row * logit_stride(), (last - first) * kTileRows);
+      if (!low.data) continue;
       kernels_.tile_tops(logits_.data() + row * logit_stride(), first, last, architecture_.vocab_size,
                          tile_tops_.data() + static_cast<size_t>(2 * row) * num_tiles);
     }
@@ -121,9 +123,9 @@ void Model::run_head(int thread, int num_rows) {
   team_.share(num_rows * num_refined, 8, [&](int first, int last) {
     for (int item = first; item < last; item++) {
       const int row = item / num_refined, tile = refined_[row * kRefinedTiles + item % num_refined];
-      kernels_.product(low, rows, row, 1, tile, tile + 1,
-                       logits_.data() + row * logit_stride() + static_cast<size_t>(tile) * kTileRows, logit_stride(),
-                       Store::kAdd, scratch_[thread]->decoded.data());
+      float* const out = logits_.data() + row * logit_stride() + static_cast<size_t>(tile) * kTileRows;
+      kernels_.product(low, rows, row, 1, tile, tile + 1, out, logit_stride(), Store::kAdd, decoded);
+      kernels_.expose(out, kTileRows);
     }
   });
 }

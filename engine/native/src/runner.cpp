@@ -11,6 +11,7 @@
 #include "kernel_calls.h"
 #include "messages.h"
 #include "model.h"
+#include "sampling.h"
 
 namespace socle {
 namespace {
@@ -124,12 +125,24 @@ void run_pair(const Kernels& kernels, Message& request, Message& answer) {
   add_vector(answer, call(kernels, x, y));
 }
 
+void run_expose(const Kernels& kernels, Message& request, Message& answer) {
+  add_vector(answer, expose(kernels, request.array<float>()));
+}
+
 void run_tile_tops(const Kernels& kernels, Message& request, Message& answer) {
   add_vector(answer, tile_tops(kernels, request.array<float>()));
 }
 
-void run_arg_max(const Kernels& kernels, Message& request, Message& answer) {
-  answer.add_integer(arg_max(kernels, request.array<float>()));
+void run_next_token(const Kernels& kernels, Message& request, Message& answer) {
+  const FloatView logits = request.array<float>();
+  const IntView seen = request.array<int32_t>();
+  Sampling sampling;
+  sampling.repetition_penalty = static_cast<float>(request.number());
+  sampling.temperature = request.number();
+  sampling.top_k = request.small_integer();
+  sampling.top_p = request.number();
+  sampling.min_p = request.number();
+  answer.add_integer(next_token(kernels, logits, seen, sampling, request.number()));
 }
 
 void run_attend(const Kernels& kernels, Message& request, Message& answer) {
@@ -321,9 +334,10 @@ void run_step(Objects& objects, Message& request, Message& answer) {
 
 using KernelCommand = void (*)(const Kernels&, Message&, Message&);
 const std::map<std::string, KernelCommand> kKernelCommands = {
-    {"quantise", run_quantise}, {"product", run_product},     {"rms_norm", run_rms_norm}, {"rotate", run_rotate},
-    {"scale", run_scale},       {"add", run_pair<add>},       {"gate", run_pair<gate>},   {"store_kv", run_store_kv},
-    {"attend", run_attend},     {"tile_tops", run_tile_tops}, {"arg_max", run_arg_max},
+    {"quantise", run_quantise}, {"product", run_product},       {"rms_norm", run_rms_norm},
+    {"rotate", run_rotate},     {"scale", run_scale},           {"add", run_pair<add>},
+    {"gate", run_pair<gate>},   {"store_kv", run_store_kv},     {"attend", run_attend},
+    {"expose", run_expose},     {"tile_tops", run_tile_tops},   {"next_token", run_next_token},
 };
 
 using ObjectCommand = void (*)(Objects&, Message&, Message&);

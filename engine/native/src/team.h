@@ -6,31 +6,30 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <time.h>
 
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <limits>
 #include <mutex>
 #include <thread>
 #include <vector>
 
 namespace socle {
 
-// Keeps work at a share of the time ("duty cycle") by sleeping as much as the work so far demands.
+// Keeps work at a share of the time ("duty cycle") by demanding rest. Knows no clock: its owner measures, and sleeps.
 class Governor {
  public:
   explicit Governor(double duty_cycle) : duty_cycle_(duty_cycle) {}
-  void start();  // work begins; time since it stopped counts as rest
-  void pace();   // may sleep; call while working, every few milliseconds or more often
-  void stop();
+
+  // Of the last `passed_s` seconds, `worked_s` were work and the others rest. Returns for how long to rest now.
+  // Rest is never saved up: however long the work was off, it then keeps to its share again.
+  double rest_s(double passed_s, double worked_s);
 
  private:
-  using Clock = std::chrono::steady_clock;
-  void settle(Clock::time_point now);
-
   double duty_cycle_;
   double owed_s_ = 0.0;  // rest that the work so far demands and that has not been taken yet
-  Clock::time_point since_ = Clock::now();
 };
 
 class Team {
@@ -47,11 +46,9 @@ class Team {
   // Calls job(thread) on every thread; returns when all are done.
   template <class Job>
   void run(Job&& job) {
-    governor_.start();
     start([](void* context, int thread) { (*static_cast<Job*>(context))(thread); }, &job);
     job(0);
     barrier();
-    governor_.stop();
   }
 
   // Returns when every thread has come here; the last one to come runs `last` before anybody goes on.
@@ -71,7 +68,9 @@ class Team {
   void barrier() {
     barrier([] {});
   }
-  void pace() { governor_.pace(); }  // for the one thread that runs `last`
+  // Keeps to the duty cycle, which must be below 1, and may sleep for it: for the one thread that runs `last`, every
+  // few milliseconds or more often.
+  void pace() { pace(std::numeric_limits<double>::infinity()); }
 
   // Calls body(first, last) for shares of 0 .. n - 1, multiples of `grain` but for the end. Ends with the work, not at a
   // barrier: one must follow. Shares shrink as the work does, so that a thread that was held up does not hold up the others.
@@ -108,9 +107,16 @@ class Team {
   void release();
   void wait_for_turn_after(unsigned turn);
   void reset_queues();
+  void pace_caller();
+  void pace(double work_at_most_s);
+  double worked_s();
 
   const int num_threads_;
+  const bool is_paced_;
   Governor governor_;
+  std::vector<clockid_t> clocks_;    // of each thread's processor time
+  std::vector<double> clock_times_;  // what they showed when `pace` looked last
+  std::chrono::steady_clock::time_point paced_at_ = std::chrono::steady_clock::now();
   std::vector<int> cpus_;
   bool is_caller_pinned_ = false;
   pthread_t caller_{};
