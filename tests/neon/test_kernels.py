@@ -61,8 +61,8 @@ def test_groups_of_any_magnitude_have_the_bits_of_the_portable_set(kernels, gene
     x = (generator.standard_normal((num_rows, 32 * num_groups)) * 10.0**exponent).astype(np.float32)
     x[generator.random(x.shape) < 0.1] = generator.choice(SPECIAL[np.abs(SPECIAL) < 1e-36])
     ours, theirs = kernels.quantise(x), PORTABLE.quantise(x)
-    for name, values in vars(theirs).items():
-        assert_same_bits(getattr(ours, name), values)
+    for name in ("values", "scales", "offsets"):
+        assert_same_bits(getattr(ours, name), getattr(theirs, name))
 
 
 @pytest.mark.parametrize("kv_type", ["fp16", "int8"])
