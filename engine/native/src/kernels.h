@@ -49,9 +49,11 @@ struct Attention {
 };
 constexpr int kMaxQueries = 16;
 
-// What a set's `TileProduct` runs at once: some rows on one tile.
+// What a set's `TileProduct` runs at once: some rows on a tile.
 struct Piece {
   const uint8_t* tile;
+  size_t tile_bytes;
+  int num_tiles;  // that follow one another
   int num_groups;
   int num_vectors;  // of a block
   const uint8_t* records;

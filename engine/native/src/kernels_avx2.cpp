@@ -31,7 +31,7 @@ struct TileProduct {
   }
 
   template <Encoding encoding, int num_rows>
-  static void run(const Piece& p) {
+  [[gnu::always_inline]] static void run(const Piece& p) {
     for (int half = 0; half < 2; half++) {
       if constexpr (encoding == Encoding::kLowRank) {
         run_low_rank<num_rows>(p, half);

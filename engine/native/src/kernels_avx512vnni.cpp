@@ -10,9 +10,8 @@ namespace {
 
 struct TileProduct {
   static constexpr int kMaxRows = 8;  // as many sums hide the latency of a product; 12 were no faster
-  static constexpr int kRowsWorthDecoding = 17;
+  static constexpr int kRowsWorthDecoding = 9;
   static constexpr bool kHasSubgroupOffsets = false;
-  static constexpr int kPrefetchBlocks = 2;  // the hardware stops at 4 KB pages, the distance hides that
 
   static __m512i broadcast(const uint8_t* four) {
     int32_t lane;
@@ -53,7 +52,7 @@ struct TileProduct {
     }
   }
 
-  static void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+  [[gnu::always_inline]] static void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 
   template <Encoding encoding>
   static __m256i scale_bytes(const uint8_t* block) {
@@ -66,7 +65,7 @@ struct TileProduct {
   }
 
   template <Encoding encoding, int num_rows>
-  static void run(const Piece& p) {
+  [[gnu::always_inline]] static void run(const Piece& p) {
     if constexpr (encoding == Encoding::kLowRank) return run_low_rank<num_rows>(p);
     constexpr int kBlockBytes = encoding == Encoding::kInt4 ? kInt4BlockBytes : kInt8BlockBytes;
     // A row alone has several sums, so that its products need not wait for one another.
@@ -87,14 +86,13 @@ struct TileProduct {
         }
       };
       if constexpr (encoding == Encoding::kInt4) {
-        const uint8_t* ahead = block + kPrefetchBlocks * kBlockBytes;
-        prefetch(ahead + kMultipliersAt);
+        prefetch(next + kMultipliersAt);
         for (int subgroup = 0; subgroup < kGroupSubgroups; subgroup++) {
           const Multipliers multipliers(block, subgroup);
 #pragma GCC unroll 4
           for (int v = 0; v < 4; v++) {
             const __m512i packed = _mm512_loadu_si512(block + kSubgroupBytes * subgroup + kVectorBytes * v);
-            prefetch(ahead + kSubgroupBytes * subgroup + kVectorBytes * v);
+            prefetch(next + kSubgroupBytes * subgroup + kVectorBytes * v);
             add(8 * subgroup + v, multipliers.low(packed));
             add(8 * subgroup + v + 4, multipliers.high(packed));
           }
@@ -105,8 +103,8 @@ struct TileProduct {
 #pragma GCC unroll 8
           for (int v = 0; v < 8; v++) add(8 * part + v, _mm512_loadu_si512(block + kVectorBytes * (8 * part + v)));
         }
-        next += kVectorBytes * p.next_lines_per_group;
       }
+      next += encoding == Encoding::kInt4 ? kBlockBytes : kVectorBytes * p.next_lines_per_group;
       const __m512 weight_scale = _mm512_cvtph_ps(scale_bytes<encoding>(block));
       for (int r = 0; r < num_rows; r++) {
         for (int part = 1; part < kParts; part++) dots[r][0] = _mm512_add_epi32(dots[r][0], dots[r][part]);
@@ -124,6 +122,7 @@ struct TileProduct {
     __m512i dots[num_rows];
     for (int r = 0; r < num_rows; r++) dots[r] = _mm512_set1_epi32(offset_in(p.records + r * p.record_bytes, group_inputs));
     for (int v = 0; v < p.num_vectors; v++) {
+      prefetch(p.next + kVectorBytes * v);
       const __m512i weights = _mm512_loadu_si512(p.tile + kVectorBytes * v);
       for (int r = 0; r < num_rows; r++) {
         dots[r] = _mm512_dpbusd_epi32(dots[r], weights, broadcast(p.records + r * p.record_bytes + kLaneInputs * v));

@@ -41,6 +41,9 @@ inline Vec exponential(Vec x) {
 // Rows beyond `kCachedRows` would push each other out of the cache while the weights pass, so they take turns.
 constexpr int kCachedRows = 64;
 
+// How far ahead weights are fetched that pass by once. The hardware fetches ahead too, but stops at pages of 4 KB.
+constexpr int kStreamBytesAhead = 2 * kInt4BlockBytes;
+
 struct ProductArguments {
   const Matrix* matrix;
   const Rows* rows;
@@ -51,58 +54,91 @@ struct ProductArguments {
 
 using RunPiece = void (*)(const Piece&);
 
-// The product of one tile with 1 .. kMaxRows rows, by their number.
+template <Encoding encoding, int num_rows>
+void run_piece(const Piece& first) {
+  Piece p = first;  // in registers, as `run` is inlined
+  for (int tile = 0; tile < first.num_tiles; tile++, p.tile += p.tile_bytes, p.next += p.tile_bytes, p.out += kTileRows) {
+    TileProduct::run<encoding, num_rows>(p);
+  }
+}
+
+// `run_piece` for 1 .. kMaxRows rows.
 template <Encoding encoding>
-struct Pieces {
+struct RunPieces {
   RunPiece of[TileProduct::kMaxRows + 1];
-  constexpr Pieces() : of() { fill<TileProduct::kMaxRows>(); }
+  constexpr RunPieces() : of() { fill<TileProduct::kMaxRows>(); }
 
  private:
   template <int num_rows>
   constexpr void fill() {
     if constexpr (num_rows > 0) {
-      of[num_rows] = TileProduct::run<encoding, num_rows>;
+      of[num_rows] = run_piece<encoding, num_rows>;
       fill<num_rows - 1>();
     }
   }
 };
 
-// All rows of one tile, in pieces that never cross a block of rows. `out` is where first_row and the tile meet. Each piece
-// fetches its share of `next_tile`.
+// Up to kCachedRows rows, cut where blocks of rows end.
+struct Pieces {
+  Piece piece[kCachedRows];
+  int height[kCachedRows];
+  int count = 0;
+
+  Pieces(const ProductArguments& p, int first_row, int num_rows, float* out) {
+    const int block_rows = p.rows->block_rows;
+    for (int row = first_row; row < first_row + num_rows; row += height[count++]) {
+      height[count] = smaller(block_rows - row % block_rows, first_row + num_rows - row);
+      Piece& one = piece[count];
+      one.num_groups = p.matrix->num_groups();
+      one.num_vectors = p.matrix->vectors_per_block();
+      one.num_tiles = 1;
+      one.tile_bytes = p.matrix->tile_bytes();
+      one.records = p.rows->records + p.rows->offset_of(row);
+      one.record_bytes = p.rows->record_bytes();
+      one.group_stride = p.rows->group_stride();
+      one.out = out + (row - first_row) * p.out_stride;
+      one.out_stride = p.out_stride;
+      one.store = p.store;
+    }
+    const int num_shares = count * p.matrix->num_groups();
+    const int num_lines = static_cast<int>(p.matrix->tile_bytes() / kVectorBytes) + 1;
+    for (int i = 0; i < count; i++) piece[i].next_lines_per_group = (num_lines + num_shares - 1) / num_shares;
+  }
+};
+
+// All pieces on one tile; together they fetch `next_tile`.
 template <Encoding encoding>
-void run_tile(const ProductArguments& p, const uint8_t* tile, const uint8_t* next_tile, int first_row, int num_rows,
-              float* out) {
-  static constexpr Pieces<encoding> kPieces;
-  const int block_rows = p.rows->block_rows, num_groups = p.matrix->num_groups();
-  const int num_lines = static_cast<int>(p.matrix->tile_bytes() / kVectorBytes) + 1;
-  const int num_pieces = (num_rows + block_rows - 1) / block_rows;
-  const int lines_per_group = (num_lines + num_pieces * num_groups - 1) / (num_pieces * num_groups);
-  for (int done = 0; done < num_rows;) {
-    const int row = first_row + done, left_in_block = block_rows - row % block_rows;
-    const int height = smaller(TileProduct::kMaxRows, smaller(left_in_block, num_rows - done));
-    kPieces.of[height]({tile, num_groups, p.matrix->vectors_per_block(), p.rows->records + p.rows->offset_of(row),
-                        p.rows->record_bytes(), p.rows->group_stride(), out + done * p.out_stride, p.out_stride, p.store,
-                        next_tile, lines_per_group});
-    next_tile += kVectorBytes * lines_per_group * num_groups;
-    done += height;
+void run_tile(Pieces& pieces, const uint8_t* tile, const uint8_t* next_tile) {
+  static constexpr RunPieces<encoding> kRun;
+  for (int i = 0; i < pieces.count; i++) {
+    Piece& piece = pieces.piece[i];
+    piece.tile = tile;
+    piece.next = next_tile;
+    kRun.of[pieces.height[i]](piece);
+    next_tile += kVectorBytes * piece.next_lines_per_group * piece.num_groups;
+    piece.out += kTileRows * piece.num_tiles;
   }
 }
 
 // `out` is where first_row and first_tile meet.
 template <Encoding encoding, class Product = TileProduct>
 void run_tiles(const ProductArguments& p, int first_row, int num_rows, int first_tile, int last_tile, float* out) {
+  Pieces pieces(p, first_row, num_rows, out);
   const size_t tile_bytes = p.matrix->tile_bytes();
   const uint8_t* tile = p.matrix->data + tile_bytes * first_tile;
-  const uint8_t* const end = p.matrix->data + tile_bytes * last_tile;
-  for (; tile < end; tile += tile_bytes, out += kTileRows) {
+  if (pieces.count == 1 || encoding == Encoding::kLowRank) {
+    for (int i = 0; i < pieces.count; i++) pieces.piece[i].num_tiles = last_tile - first_tile;
+    return run_tile<encoding>(pieces, tile, tile + kStreamBytesAhead);
+  }
+  for (int i = first_tile; i < last_tile; i++, tile += tile_bytes) {
     if constexpr (encoding == Encoding::kInt4 && Product::kRowsWorthDecoding > 0) {
       if (num_rows >= Product::kRowsWorthDecoding) {
         Product::decode(tile, p.matrix->num_groups(), p.decoded);
-        run_tile<Encoding::kInt8>(p, p.decoded, tile + tile_bytes, first_row, num_rows, out);
+        run_tile<Encoding::kInt8>(pieces, p.decoded, tile + tile_bytes);
         continue;
       }
     }
-    run_tile<encoding>(p, tile, tile + tile_bytes, first_row, num_rows, out);
+    run_tile<encoding>(pieces, tile, tile + tile_bytes);
   }
 }
 

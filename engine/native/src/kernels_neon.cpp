@@ -66,7 +66,7 @@ struct TileProduct {
   }
 
   template <Encoding encoding, int num_rows>
-  static void run(const Piece& p) {
+  [[gnu::always_inline]] static void run(const Piece& p) {
     if constexpr (encoding == Encoding::kLowRank) return run_low_rank<num_rows>(p);
     constexpr int kBlockBytes = encoding == Encoding::kInt4 ? kInt4BlockBytes : kInt8BlockBytes;
     constexpr int kScalesAt = encoding == Encoding::kInt4 ? kInt4ScalesAt : kInt8ScalesAt;

@@ -24,7 +24,7 @@ struct TileProduct {
   }
 
   template <Encoding encoding, int num_rows>
-  static void run(const Piece& p) {
+  [[gnu::always_inline]] static void run(const Piece& p) {
     const int num_products = encoding == Encoding::kLowRank ? p.num_vectors * kLaneInputs : kGroupInputs;
     const int block_bytes = encoding == Encoding::kInt4 ? kInt4BlockBytes : kInt8BlockBytes;
     const int scales_at = encoding == Encoding::kInt4   ? kInt4ScalesAt

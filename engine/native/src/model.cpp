@@ -32,7 +32,9 @@ Model::Model(Architecture architecture, Weights weights, Settings settings)
   mixed_ = Buffer<float>(n * query_columns_);
   cos_ = Buffer<float>(n * (architecture_.head_dim / 2));
   sin_ = Buffer<float>(n * (architecture_.head_dim / 2));
-  low_rank_ = Buffer<float>(n * round_up(settings_.max_rank, 16) * 3);
+  const size_t rank_stride = round_up(settings_.max_rank, kTileRows);
+  low_rank_ = Buffer<float>(3 * n * rank_stride);
+  low_rank_records_ = Buffer<uint8_t>(3 * n * (rank_stride + kRecordTailBytes));
   logits_ = Buffer<float>(n * logit_stride());
   tile_tops_ = Buffer<float>(2 * n * weights_.head.high.num_tiles());
   refined_ = Buffer<int>(n * kRefinedTiles);

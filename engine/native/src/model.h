@@ -157,8 +157,9 @@ class Model {
   void run_low_rank_item(int thread, int layer, Linear first, int num_linears, const EncodedRows& input, int item);
   void add_low_rank(int thread, int layer, Linear first, int slot, int first_row, int num_rows, int first_tile,
                     int last_tile, float* out, size_t out_stride);
-  Rows encode_low_rank(int thread, int slot, int first_row, int num_rows, int rank);
-  float* low_rank(int slot, int row) const;
+  void multiply_by_a(int thread, const Matrix& a, const EncodedRows& input, int segment, int slot);
+  void fetch_low_rank(int layer, Linear first, int slot, int first_tile, int last_tile) const;
+  Rows low_rank_rows(int slot, int segment, int rank) const;
 
   Architecture architecture_;
   Weights weights_;
@@ -182,6 +183,7 @@ class Model {
   Buffer<float> mixed_;    // [rows, query_columns], what attention gives
   Buffer<float> cos_, sin_;  // [rows, head_dim / 2]
   Buffer<float> low_rank_;   // [3, rows, max_rank]
+  Buffer<uint8_t> low_rank_records_;
   Buffer<float> logits_;     // [rows, logit_stride]
   Buffer<float> tile_tops_;  // [rows, tiles of the head], the largest logit of each, and a copy to sort
   Buffer<int> refined_;      // [rows, kRefinedTiles]

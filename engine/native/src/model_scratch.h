@@ -17,8 +17,7 @@ struct Model::ThreadScratch {
         branch(kv.layout.tile_bytes() * kTreeTiles),
         gate(kGateRows * kGateColumns),
         up(kGateRows * kGateColumns),
-        decoded(max_int8_tile_bytes),
-        low_rank(static_cast<size_t>(kGateRows) * (round_up(settings.max_rank, kTileRows) + kRecordTailBytes)) {}
+        decoded(max_int8_tile_bytes) {}
 
   size_t score_stride;
   Buffer<float> scores;
@@ -26,7 +25,6 @@ struct Model::ThreadScratch {
   Buffer<uint8_t> branch;
   Buffer<float> gate, up;
   Buffer<uint8_t> decoded;  // a tile of weights
-  Buffer<uint8_t> low_rank;  // records
 };
 
 }  // namespace socle

@@ -255,6 +255,7 @@ void Model::multiply(int thread, const Product& product) {
 void Model::multiply_tiles(int thread, const Product& product, int slot, int first_tile, int last_tile, int num_items) {
   const int num_rows = static_cast<int>(rows_.size());
   float* out = product.outputs[slot] + static_cast<size_t>(first_tile) * kTileRows;
+  if (num_items > 0) fetch_low_rank(product.layer, product.first, slot, first_tile, last_tile);
   kernels_.product(weights_.layers[product.layer].linears[product.first + slot], product.input->rows(), 0, num_rows,
                    first_tile, last_tile, out, product.output_stride, product.store, scratch_[thread]->decoded.data());
   if (num_items == 0) return;
@@ -283,6 +284,7 @@ void Model::gate_columns(int thread, int layer, int group, int first_row, int nu
     const Matrix& matrix = weights_.layers[layer].linears[kGate + slot];
     const int last_tile = end_tile < matrix.num_tiles() ? end_tile : matrix.num_tiles();
     float* out = slot == 0 ? scratch.gate.data() : scratch.up.data();
+    if (num_items > 0) fetch_low_rank(layer, kGate, slot, first_tile, last_tile);
     kernels_.product(matrix, hidden_in_.rows(), first_row, num_rows, first_tile, last_tile, out, kGateColumns, Store::kSet,
                      scratch.decoded.data());
     if (num_items == 0) continue;
@@ -300,69 +302,76 @@ void Model::gate_columns(int thread, int layer, int group, int first_row, int nu
 
 // ---- adapters
 
-float* Model::low_rank(int slot, int row) const {
+// What A made of a segment's rows: float32, and in the form that the product with B reads.
+Rows Model::low_rank_rows(int slot, int segment, int rank) const {
   const size_t stride = round_up(settings_.max_rank, kTileRows);
-  return low_rank_.data() + (static_cast<size_t>(slot) * settings_.max_step_rows + row) * stride;
+  const size_t row = static_cast<size_t>(slot) * settings_.max_step_rows + first_rows_[segment];
+  Rows rows;
+  rows.dense = low_rank_.data() + row * stride;
+  rows.dense_stride = stride;
+  rows.records = low_rank_records_.data() + row * (stride + kRecordTailBytes);
+  rows.num_groups = 1;
+  rows.group_inputs = round_up(rank, kTileRows);
+  rows.block_rows = kernels_.max_block_rows;
+  return rows;
 }
 
+// One for each segment and each linear layer that its adapter changes.
 int Model::num_low_rank_items(int layer, Linear first, int num_linears) const {
   int count = 0;
   for (const Segment& segment : *segments_) {
-    if (!segment.adapter) continue;
-    for (int slot = 0; slot < num_linears; slot++) count += segment.adapter->of(layer, first + slot).a.num_tiles();
+    for (int slot = 0; segment.adapter && slot < num_linears; slot++) {
+      count += segment.adapter->of(layer, first + slot).rank() > 0;
+    }
   }
   return count;
 }
 
-// Item i of all tiles of A of all segments.
 void Model::run_low_rank_item(int thread, int layer, Linear first, int num_linears, const EncodedRows& input, int item) {
-  for (size_t index = 0; index < segments_->size(); index++) {
+  for (int index = 0; index < static_cast<int>(segments_->size()); index++) {
     const Segment& segment = (*segments_)[index];
     for (int slot = 0; segment.adapter && slot < num_linears; slot++) {
       const Matrix& a = segment.adapter->of(layer, first + slot).a;
-      if (item < a.num_tiles()) {
-        float* out = low_rank(slot, first_rows_[index]) + item * kTileRows;
-        return kernels_.product(a, input.rows(), first_rows_[index], segment.num_rows, item, item + 1, out,
-                                round_up(settings_.max_rank, kTileRows), Store::kSet, scratch_[thread]->decoded.data());
-      }
-      item -= a.num_tiles();
+      if (a.rows > 0 && item-- == 0) return multiply_by_a(thread, a, input, index, slot);
     }
+  }
+}
+
+void Model::multiply_by_a(int thread, const Matrix& a, const EncodedRows& input, int segment, int slot) {
+  const Rows rows = low_rank_rows(slot, segment, a.rows);
+  const int num_rows = (*segments_)[segment].num_rows;
+  float* const out = const_cast<float*>(rows.dense);
+  kernels_.product(a, input.rows(), first_rows_[segment], num_rows, 0, a.num_tiles(), out, rows.dense_stride, Store::kSet,
+                   scratch_[thread]->decoded.data());
+  for (int row = 0; row < num_rows && !is_float_; row++) {
+    kernels_.quantise(out + rows.dense_stride * row, 1, rows.group_inputs,
+                      const_cast<uint8_t*>(rows.records) + rows.offset_of(row), rows.group_stride());
+  }
+}
+
+// B is short: without this it would be waited for again and again.
+void Model::fetch_low_rank(int layer, Linear first, int slot, int first_tile, int last_tile) const {
+  for (const Segment& segment : *segments_) {
+    if (!segment.adapter || segment.adapter->of(layer, first + slot).rank() == 0) continue;
+    const Matrix& b = segment.adapter->of(layer, first + slot).b;
+    const uint8_t* const end = b.data + b.tile_bytes() * last_tile;
+    for (const uint8_t* line = b.data + b.tile_bytes() * first_tile; line < end; line += 64) __builtin_prefetch(line);
   }
 }
 
 void Model::add_low_rank(int thread, int layer, Linear first, int slot, int first_row, int num_rows, int first_tile,
                          int last_tile, float* out, size_t out_stride) {
-  for (size_t index = 0; index < segments_->size(); index++) {
+  for (int index = 0; index < static_cast<int>(segments_->size()); index++) {
     const Segment& segment = (*segments_)[index];
     if (!segment.adapter || segment.adapter->of(layer, first + slot).rank() == 0) continue;
     const Matrix& b = segment.adapter->of(layer, first + slot).b;
-    const int begin = first_rows_[index] > first_row ? first_rows_[index] : first_row;
-    const int segment_end = first_rows_[index] + segment.num_rows;
-    const int end = segment_end < first_row + num_rows ? segment_end : first_row + num_rows;
-    for (int row = begin; row < end; row += kGateRows) {
-      const int count = end - row < kGateRows ? end - row : kGateRows;
-      kernels_.product(b, encode_low_rank(thread, slot, row, count, b.inputs), 0, count, first_tile, last_tile,
-                       out + static_cast<size_t>(row - first_row) * out_stride, out_stride, Store::kAdd,
-                       scratch_[thread]->decoded.data());
-    }
+    const int begin = std::max(first_rows_[index], first_row);
+    const int end = std::min(first_rows_[index] + segment.num_rows, first_row + num_rows);
+    if (begin >= end) continue;
+    kernels_.product(b, low_rank_rows(slot, index, b.inputs), begin - first_rows_[index], end - begin, first_tile, last_tile,
+                     out + static_cast<size_t>(begin - first_row) * out_stride, out_stride, Store::kAdd,
+                     scratch_[thread]->decoded.data());
   }
-}
-
-Rows Model::encode_low_rank(int thread, int slot, int first_row, int num_rows, int rank) {
-  ThreadScratch& scratch = *scratch_[thread];
-  Rows rows;
-  rows.dense = low_rank(slot, first_row);
-  rows.dense_stride = round_up(settings_.max_rank, kTileRows);
-  if (is_float_) return rows;
-  rows.group_inputs = round_up(rank, kTileRows);
-  rows.num_groups = 1;
-  rows.block_rows = num_rows;
-  rows.records = scratch.low_rank.data();
-  for (int row = 0; row < num_rows; row++) {
-    kernels_.quantise(rows.dense + rows.dense_stride * row, 1, rows.group_inputs,
-                      scratch.low_rank.data() + rows.offset_of(row), rows.group_stride());
-  }
-  return rows;
 }
 
 }  // namespace socle
