@@ -3,7 +3,7 @@
 A matrix [out_features, in_features] is cut into tiles of 16 output rows and groups of 128 inputs. A block holds one
 group of one tile:
 
-    int4: 16 x 64 bytes of nibbles, 64 bytes of multipliers, 16 fp16 scales (one per output row)    1,120 bytes
+    int4: 64 bytes of multipliers, 16 fp16 scales (one per output row), 16 x 64 bytes of nibbles    1,120 bytes
     int8: 32 x 64 bytes, 16 fp16 scales, 32 bytes of padding                                        2,112 bytes
 
 A 64-byte vector is 16 lanes of 4 bytes; lane r belongs to output row r. For int8, lane r of vector v holds inputs
@@ -63,7 +63,7 @@ def pack_int4(values: U8, multipliers: I8, scales: F16) -> U8:
     its_multipliers[: multipliers.shape[0], : multipliers.shape[1]] = multipliers
     by_tile = its_multipliers.reshape(tiles, TILE_ROWS, groups, GROUP_SUBGROUPS).transpose(0, 2, 1, 3)
     multiplier_bytes = np.ascontiguousarray(by_tile).reshape(tiles, groups, -1).view(np.uint8)
-    return np.concatenate([nibbles, multiplier_bytes, _scale_bytes(scales, tiles)], axis=2)
+    return np.concatenate([multiplier_bytes, _scale_bytes(scales, tiles), nibbles], axis=2)
 
 
 def pack_int8(values: U8, scales: F16) -> U8:
@@ -134,14 +134,14 @@ def _scale_bytes(scales: F16, tiles: int) -> U8:
 def _unpacked(blocks: U8, bits: int) -> tuple[U8, F32]:
     """Values [tiles, groups, 16, 128] and the scales of their subgroups [tiles, groups, 16, 4]."""
     tiles, groups, _ = blocks.shape
-    vectors, rest = np.split(blocks, [_VECTOR_BYTES[bits]], axis=2)
     if bits == 4:
-        multipliers, scales = np.split(rest, [_MULTIPLIER_BYTES], axis=2)
-        nibbles = vectors.reshape(tiles, groups, GROUP_SUBGROUPS, -1)
-        vectors = np.stack([nibbles & 15, nibbles >> 4], axis=3)
+        multipliers, scales, nibbles = np.split(blocks, [_MULTIPLIER_BYTES, _MULTIPLIER_BYTES + _SCALE_BYTES], axis=2)
+        halves = nibbles.reshape(tiles, groups, GROUP_SUBGROUPS, -1)
+        vectors = np.stack([halves & 15, halves >> 4], axis=3)
         factors = np.ascontiguousarray(multipliers).view(np.int8).reshape(tiles, groups, TILE_ROWS, -1)
     else:
-        scales, factors = rest[:, :, :_SCALE_BYTES], np.ones((1, 1, 1, GROUP_SUBGROUPS), np.int8)
+        vectors, scales, _ = np.split(blocks, [_VECTOR_BYTES[8], _VECTOR_BYTES[8] + _SCALE_BYTES], axis=2)
+        factors = np.ones((1, 1, 1, GROUP_SUBGROUPS), np.int8)
     values = vectors.reshape(tiles, groups, -1, TILE_ROWS, 4).transpose(0, 1, 3, 2, 4)
     row_scales = np.ascontiguousarray(scales).view(np.float16).astype(np.float32)  # [tiles, groups, 16]
     return values.reshape(tiles, groups, TILE_ROWS, -1), row_scales[..., None] * factors

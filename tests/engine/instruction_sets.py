@@ -43,7 +43,7 @@ TILE_POSITIONS = 16
 class Quantised:
     """Rows as they enter a product: values [rows, padded inputs], and a tail for each group [rows, groups, 6].
 
-    An int32 offset, a float32 scale, then for each of four subgroups an int16 offset and 16 zero bits.
+    An int32 offset, a float32 scale, then an int32 offset for each of four subgroups.
     """
 
     values: NDArray[np.int8]
@@ -202,8 +202,8 @@ def stored(generator: np.random.Generator, encoding: Encoding, rows: int, inputs
 
 
 def scales_in(blocks: U8) -> NDArray[np.float16]:
-    """The fp16 scales [..., 16] in blocks [..., bytes], to read and to write. Behind those of int8 is padding."""
-    start = 2048 if blocks.shape[-1] == block_bytes(8) else blocks.shape[-1] - 2 * TILE_ROWS
+    """The fp16 scales [..., 16] in blocks [..., bytes] of any encoding, to read and to write."""
+    start = {block_bytes(4): 64, block_bytes(8): 2048}.get(blocks.shape[-1], blocks.shape[-1] - 2 * TILE_ROWS)
     return blocks[..., start : start + 2 * TILE_ROWS].view(np.float16)
 
 

@@ -78,9 +78,9 @@ def test_bytes_of_int4_lie_as_drawn() -> None:
     values[5, 70], values[5, 86] = 3, 12  # inputs 6 and 22 of subgroup 2
     multipliers = np.arange(64, dtype=np.int8).reshape(16, 4) % 15
     (block,) = pack_int4(values, multipliers, np.arange(16, dtype=np.float16)[:, None])[0]
-    assert block[(2 * 4 + 1) * 64 + 5 * 4 + 2] == 3 | 12 << 4
-    assert block[1024:1088].tolist() == multipliers.ravel().tolist()
-    assert block[1088:].view(np.float16).tolist() == list(range(16))
+    assert block[:64].tolist() == multipliers.ravel().tolist()
+    assert block[64:96].view(np.float16).tolist() == list(range(16))
+    assert block[96 + (2 * 4 + 1) * 64 + 5 * 4 + 2] == 3 | 12 << 4
 
 
 def test_bytes_of_int8_lie_as_drawn() -> None:

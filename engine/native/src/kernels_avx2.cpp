@@ -77,11 +77,12 @@ struct TileProduct {
     const __m256i low = _mm256_set1_epi8(15);
     __m256i weights[8];
     for (int v = 0; v < 4; v++) {
-      const __m256i packed = bytes(block + kSubgroupBytes * subgroup + kVectorBytes * v + kHalfBytes * half);
+      const __m256i packed = bytes(block + kInt4VectorsAt + kSubgroupBytes * subgroup + kVectorBytes * v + kHalfBytes * half);
       weights[v] = _mm256_and_si256(packed, low);
       weights[v + 4] = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low);
     }
     const __m256i factor = multipliers(block, half, subgroup);
+    const __m256i low_factor = _mm256_and_si256(factor, _mm256_set1_epi32(0xFFFF));
     for (int r = 0; r < num_rows; r++, records += kRecordBytes) {
       const uint8_t* x = records + kSubgroupInputs * subgroup;
       __m256i pairs = _mm256_maddubs_epi16(weights[0], broadcast(x));
@@ -89,14 +90,14 @@ struct TileProduct {
         pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(weights[v], broadcast(x + kLaneInputs * v)));
       }
       const uint8_t* offsets = records + kGroupInputs + offsetof(RecordTail, subgroup_offsets);
-      const __m256i offset = _mm256_madd_epi16(broadcast(offsets + kLaneInputs * subgroup), factor);
+      const __m256i offset = _mm256_madd_epi16(broadcast(offsets + sizeof(int32_t) * subgroup), low_factor);
       dots[r] = _mm256_add_epi32(dots[r], _mm256_add_epi32(_mm256_madd_epi16(pairs, factor), offset));
     }
   }
 
   // In both 16-bit halves of each output row's lane.
   static __m256i multipliers(const uint8_t* block, int half, int subgroup) {
-    const __m256i all = bytes(block + kMultipliersAt + kHalfBytes * half);
+    const __m256i all = bytes(block + kHalfBytes * half);
     const __m256i one = _mm256_srai_epi32(_mm256_slli_epi32(all, 24 - 8 * subgroup), 24);
     return _mm256_blend_epi16(one, _mm256_slli_epi32(one, 16), 0xAA);
   }

@@ -211,7 +211,9 @@ void quantise(const float* x, int num_groups, int group_inputs, uint8_t* record,
     const float top = magnitude_of(x, group_inputs);
     const Vec factor = all(int8_factor(top));
     auto* values = reinterpret_cast<int8_t*>(record);
-    RecordTail tail = {};
+    // Written field by field: a tail that is put together in memory and copied would have to wait for the stores.
+    auto* tail = reinterpret_cast<RecordTail*>(record + group_inputs);
+    int32_t offset = 0;
     Vec total = zeros();  // of whole numbers, so that it is exact
     for (int i = 0; i < group_inputs; i += kVecLanes) {
       const Vec rounded = round(mul(load(x + i), factor));
@@ -219,14 +221,13 @@ void quantise(const float* x, int num_groups, int group_inputs, uint8_t* record,
       total = add(total, rounded);
       if (TileProduct::kHasSubgroupOffsets && group_inputs == kGroupInputs && (i + kVecLanes) % kSubgroupInputs == 0) {
         const int subtotal = whole(sum(total));
-        tail.subgroup_offsets[i / kSubgroupInputs][0] = static_cast<int16_t>(-8 * subtotal);
-        tail.offset -= 128 * subtotal;
+        tail->subgroup_offsets[i / kSubgroupInputs] = -8 * subtotal;
+        offset -= 128 * subtotal;
         total = zeros();
       }
     }
-    tail.offset -= 128 * whole(sum(total));
-    tail.scale = top / 127.0f;
-    __builtin_memcpy(record + group_inputs, &tail, sizeof tail);
+    tail->offset = offset - 128 * whole(sum(total));
+    tail->scale = top / 127.0f;
   }
 }
 

@@ -21,7 +21,7 @@ struct TileProduct {
   static void unpack(const uint8_t* block, int quarter, int subgroup, int8x16_t* weights) {
     if constexpr (encoding == Encoding::kInt4) {
       const int8x16_t factor = multipliers(block, quarter, subgroup), zero = vdupq_n_s8(8);
-      const uint8_t* vectors = block + kSubgroupBytes * subgroup + kQuarterBytes * quarter;
+      const uint8_t* vectors = block + kInt4VectorsAt + kSubgroupBytes * subgroup + kQuarterBytes * quarter;
       for (int v = 0; v < 4; v++) {
         const uint8x16_t packed = vld1q_u8(vectors + kVectorBytes * v);
         const int8x16_t low = vreinterpretq_s8_u8(vandq_u8(packed, vdupq_n_u8(15)));
@@ -37,7 +37,7 @@ struct TileProduct {
   // In each byte of an output row's lane.
   static int8x16_t multipliers(const uint8_t* block, int quarter, int subgroup) {
     static constexpr uint8_t kLanes[16] = {0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12};
-    const uint8x16_t all = vld1q_u8(block + kMultipliersAt + kQuarterBytes * quarter);
+    const uint8x16_t all = vld1q_u8(block + kQuarterBytes * quarter);
     return vreinterpretq_s8_u8(vqtbl1q_u8(all, vaddq_u8(vld1q_u8(kLanes), vdupq_n_u8(static_cast<uint8_t>(subgroup)))));
   }
   static int8x16_t centred(const uint8_t* p) {

@@ -11,8 +11,8 @@ namespace socle {
 // A matrix [rows, inputs] is cut into tiles of 16 output rows and groups of 128 inputs. A block is one group of one tile:
 //
 //   int8   32 vectors of 64 bytes, 16 fp16 scales, 32 bytes of padding
-//   int4   4 subgroups of 4 vectors: low nibbles are inputs 0..15 of the subgroup, high ones 16..31;
-//          a vector of multipliers, 16 fp16 scales
+//   int4   a vector of multipliers, 16 fp16 scales,
+//          4 subgroups of 4 vectors: low nibbles are inputs 0..15 of the subgroup, high ones 16..31
 //
 //             lane 0 = row 0      lane 1 = row 1              lane 15 = row 15
 //   vector v  [in 4v .. 4v+3]     [in 4v .. 4v+3]     ...     [in 4v .. 4v+3]         one 32-bit lane is four inputs
@@ -31,10 +31,10 @@ constexpr int kLaneInputs = 4;
 constexpr int kInt4Vectors = 16;  // of a block
 constexpr int kInt8Vectors = 32;
 constexpr int kSubgroupBytes = kVectorBytes * kInt4Vectors / kGroupSubgroups;  // of an int4 block
-constexpr int kMultipliersAt = kVectorBytes * kInt4Vectors;
-constexpr int kInt4ScalesAt = kMultipliersAt + kVectorBytes;
+constexpr int kInt4ScalesAt = kVectorBytes;  // behind the multipliers
+constexpr int kInt4VectorsAt = kInt4ScalesAt + kScaleBytes;
 constexpr int kInt8ScalesAt = kVectorBytes * kInt8Vectors;
-constexpr int kInt4BlockBytes = kInt4ScalesAt + kScaleBytes;
+constexpr int kInt4BlockBytes = kInt4VectorsAt + kVectorBytes * kInt4Vectors;
 constexpr int kInt8BlockBytes = kInt8ScalesAt + 2 * kScaleBytes;
 
 constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -52,8 +52,9 @@ static inline int int8_value(const uint8_t* block, int row, int input) {
 }
 static inline int int4_value(const uint8_t* block, int row, int input) {
   const int subgroup = input / kSubgroupInputs, vector = input % kSubgroupInputs / kLaneInputs;
-  const uint8_t pair = block[kSubgroupBytes * subgroup + vector % 4 * kVectorBytes + row * kLaneInputs + input % kLaneInputs];
-  const auto multiplier = static_cast<int8_t>(block[kMultipliersAt + row * kLaneInputs + subgroup]);
+  const uint8_t* vectors = block + kInt4VectorsAt + kSubgroupBytes * subgroup;
+  const uint8_t pair = vectors[vector % 4 * kVectorBytes + row * kLaneInputs + input % kLaneInputs];
+  const auto multiplier = static_cast<int8_t>(block[row * kLaneInputs + subgroup]);
   return ((vector < 4 ? pair & 15 : pair >> 4) - 8) * multiplier;
 }
 
@@ -91,12 +92,12 @@ struct Matrix {
 //   record   group_inputs int8 values, a RecordTail
 //
 // The scale is the group's largest magnitude / 127. The offsets are what the zero points add: -128 * the sum of the values
-// for int8, and -8 * the sum of a subgroup's for int4, in 16 bits beside 16 zero bits. Sets whose products need none of
-// these last do not write them, and groups of another size than the base's have none. For float32 weights the rows stay as they were: dense [num_rows, dense_stride].
+// for int8, and -8 * the sum of a subgroup's for int4, which 16 bits hold too. Sets whose products need none of these last
+// do not write them, and groups of another size than the base's have none. For float32 weights the rows stay as they were: dense [num_rows, dense_stride].
 struct RecordTail {
   int32_t offset;
   float scale;
-  int16_t subgroup_offsets[kGroupSubgroups][2];
+  int32_t subgroup_offsets[kGroupSubgroups];
 };
 constexpr int kRecordTailBytes = sizeof(RecordTail);
 struct Rows {
