@@ -104,9 +104,8 @@ void score_tiles(const Attention& a, int first_query, int tile, int end) {
     for (int q = 0; q < num_queries; q++) total[q][t] = zeros();
   }
   for (int d = 0; d < a.layout.head_dim; d++) {
-    for (int t = 0; t < num_tiles; t++) {
-      if (d * sizeof(typename Kv::Element) % 4 == 0) __builtin_prefetch(next[t] + d * kTilePositions * sizeof(typename Kv::Element));
-    }
+    const size_t ahead = d * kTilePositions * sizeof(typename Kv::Element);
+    for (int t = 0; t < num_tiles && ahead % kVectorBytes == 0; t++) __builtin_prefetch(next[t] + ahead);
     Vec key[num_tiles];
     for (int t = 0; t < num_tiles; t++) key[t] = Kv::load_sixteen(keys[t] + d * kTilePositions);
     for (int q = 0; q < num_queries; q++) {

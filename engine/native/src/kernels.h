@@ -62,7 +62,7 @@ struct Piece {
   float* out;
   size_t out_stride;
   Store store;
-  const uint8_t* next;     // weights that are wanted later, and how many cache lines of them to fetch with each group
+  const uint8_t* next;  // weights that are wanted later: to fetch with each group, as many cache lines of int8 blocks
   int next_lines_per_group;
 };
 

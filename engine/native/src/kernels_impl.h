@@ -23,7 +23,8 @@ inline void store_up_to(float* p, Vec x, int n) {
   }
 }
 
-// e^x for x from -87.3 to 88, and what these give beyond them: x = n ln 2 + r, and e^r by a polynomial (Cephes' expf; error below 2 ulp).
+// e^x for x from -87.3 to 88, and what these give beyond them: x = n ln 2 + r, and e^r by a polynomial (Cephes' expf; error
+// below 2 ulp).
 inline Vec exponential(Vec x) {
   x = min(max(x, all(-87.3f)), all(88.0f));
   const Vec n = round(mul(x, all(1.44269504088896341f)));

@@ -40,7 +40,9 @@ struct TileProduct {
           const uint8_t* record = records + r * p.record_bytes;
           const auto* x = reinterpret_cast<const int8_t*>(record);
           int dots = 0;
-          for (int i = 0; i < num_products; i++) dots += x[i] * (encoding == Encoding::kInt4 ? int4_value(block, lane, i) : int8_value(block, lane, i));
+          for (int i = 0; i < num_products; i++) {
+            dots += x[i] * (encoding == Encoding::kInt4 ? int4_value(block, lane, i) : int8_value(block, lane, i));
+          }
           const float scale = weight_scale.lane[lane] * scale_in(record, p.record_bytes - kRecordTailBytes);
           float& sum = total[r].lane[lane];
           sum = encoding == Encoding::kLowRank ? dots * scale : __builtin_fmaf(static_cast<float>(dots), scale, sum);

@@ -238,7 +238,9 @@ void Model::gather_branch(int thread, int layer, int kv_head, const Row& row) {
 void Model::multiply(int thread, const Product& product) {
   const Layer& layer = weights_.layers[product.layer];
   const int num_items = num_low_rank_items(product.layer, product.first, product.num_linears);
-  team_.share_first(num_items, [&](int item) { run_low_rank_item(thread, product.layer, product.first, product.num_linears, *product.input, item); });
+  team_.share_first(num_items, [&](int item) {
+    run_low_rank_item(thread, product.layer, product.first, product.num_linears, *product.input, item);
+  });
   int num_tiles = 0;
   for (int slot = 0; slot < product.num_linears; slot++) num_tiles += layer.linears[product.first + slot].num_tiles();
   team_.share(num_tiles, kTileGrain, [&](int first, int last) {

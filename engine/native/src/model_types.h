@@ -93,7 +93,8 @@ struct Matrix {
 //
 // The scale is the group's largest magnitude / 127. The offsets are what the zero points add: -128 * the sum of the values
 // for int8, and -8 * the sum of a subgroup's for int4, which 16 bits hold too. Sets whose products need none of these last
-// do not write them, and groups of another size than the base's have none. For float32 weights the rows stay as they were: dense [num_rows, dense_stride].
+// do not write them, and groups of another size than the base's have none. For float32 weights the rows stay as they were:
+// dense [num_rows, dense_stride].
 struct RecordTail {
   int32_t offset;
   float scale;
