@@ -1,4 +1,4 @@
-"""Simulated 4-bit weights: round to nearest, symmetric, in groups of 32 inputs, as the serving engine stores them.
+"""Simulated 4-bit weights: round to nearest, symmetric, in groups of 32 inputs, much as the serving engine stores them.
 
 Training sees the rounded weights and passes the gradient straight through, so that the answers survive the rounding.
 """

@@ -1,19 +1,11 @@
 #include "embedding.h"
 
-#include <cmath>
 #include <cstring>
+
+#include "vec_portable.h"  // half_to_float: an embedding row is short
 
 namespace socle {
 namespace {
-
-// fp16 to float32 without an instruction set: an embedding row is short.
-float half_to_float(uint16_t half) {
-  const int exponent = half >> 10 & 31, fraction = half & 1023;
-  const float magnitude = exponent == 31 ? (fraction ? NAN : INFINITY)
-                          : exponent     ? std::ldexp(1024.0f + static_cast<float>(fraction), exponent - 25)
-                                         : std::ldexp(static_cast<float>(fraction), -24);
-  return half & 0x8000 ? -magnitude : magnitude;
-}
 
 // Adds the row to out.
 void add_plane(const Matrix& matrix, int index, float* out) {

@@ -10,7 +10,7 @@ namespace {
 
 struct TileProduct {
   static constexpr int kMaxRows = 8;  // as many sums hide the latency of a product; 12 were no faster
-  static constexpr int kRowsWorthDecoding = 9;
+  static constexpr int kRowsWorthDecoding = 9;  // more than one block, which decodes for itself
   static constexpr bool kHasSubgroupOffsets = true;
 
   static __m512i broadcast(const uint8_t* four) {

@@ -79,7 +79,7 @@ struct RunPieces {
   }
 };
 
-// Up to kCachedRows rows, cut where blocks of rows end.
+// Up to kCachedRows rows, cut where blocks of rows end: a block has at most kMaxRows.
 struct Pieces {
   Piece piece[kCachedRows];
   int height[kCachedRows];

@@ -107,7 +107,7 @@ struct Rows {
   const uint8_t* records = nullptr;
   int num_groups = 0;
   int group_inputs = kGroupInputs;
-  int block_rows = 1;
+  int block_rows = 1;  // at most `Kernels::max_block_rows`
 
   size_t record_bytes() const { return group_inputs + kRecordTailBytes; }
   size_t group_stride() const { return block_rows * record_bytes(); }
