@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from statistics import median
 import numpy as np
 
 from engine.config import EngineConfig
+from engine.errors import EngineError
 from engine.runtime import Engine
 from engine.sampling import SamplingParams
 from engine.sequence import Usage
@@ -35,8 +37,15 @@ class Speed:
 
 
 def main(arguments: list[str]) -> None:
-    """Measure and print."""
+    """Measure and print; ends with status 1 and what to mend if a bundle is bad."""
     options = _parser().parse_args(arguments)
+    try:
+        _measure_and_print(options)
+    except EngineError as error:
+        sys.exit(f"{error.code}: {error}")
+
+
+def _measure_and_print(options: argparse.Namespace) -> None:
     config = EngineConfig.from_mapping(options.config)
     started_at = time.perf_counter()
     engine = Engine.open(options.bundle, config)

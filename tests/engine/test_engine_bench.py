@@ -26,6 +26,12 @@ def test_an_answer_of_one_token_has_no_decode_to_measure(capsys):
     assert "at least 2" in capsys.readouterr().err
 
 
+def test_a_bad_bundle_is_named_without_a_traceback(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"kind": "base", "format": 1}')
+    with pytest.raises(SystemExit, match="bad_bundle: bad manifest"):
+        main(["bundle", str(tmp_path)])
+
+
 def test_the_engine_against_its_peers(capsys, tmp_path):
     sizes = ["--rows", "1,3", "--context", "40", "--prefill", "150", "--rounds", "2", "--budget-s", "0.001"]
     places = ["--cache", str(tmp_path / "cache"), "--json", str(tmp_path / "report.json")]
