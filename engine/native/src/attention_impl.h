@@ -90,8 +90,11 @@ inline Span visible_to_any(const Attention& a) {
   return span;
 }
 
-// scores[query][position] = query . key, positions in lanes, dimension after dimension. Two tiles at a time, where there
-// are two, share the broadcast of a query's dimension.
+// How many vectors of sums there are of each query, to share what is broadcast: two if registers hold them.
+template <int num_queries>
+constexpr int kSumsPerQuery = 2 * num_queries <= kVecSums ? 2 : 1;
+
+// scores[query][position] = query . key, positions in lanes, dimension after dimension.
 template <class Kv, int num_queries, int num_tiles>
 void score_tiles(const Attention& a, int first_query, int tile, int end) {
   const float* const* queries = a.queries + first_query;
@@ -125,7 +128,8 @@ template <class Kv, int num_queries>
 void score_span(const Attention& a, int first_query, Span span) {
   const int end = (span.end + kTilePositions - 1) / kTilePositions;
   int tile = span.begin / kTilePositions;
-  for (; tile + 2 <= end; tile += 2) score_tiles<Kv, num_queries, 2>(a, first_query, tile, end);
+  constexpr int kAtOnce = kSumsPerQuery<num_queries>;
+  for (; tile + kAtOnce <= end; tile += kAtOnce) score_tiles<Kv, num_queries, kAtOnce>(a, first_query, tile, end);
   if (tile < end) score_tiles<Kv, num_queries, 1>(a, first_query, tile, end);
 }
 
@@ -195,14 +199,15 @@ void mix_dims(const Attention& a, int first_query, Span span, int first_dim, con
 
 template <class Kv, int num_queries>
 void mix_span(const Attention& a, int first_query, Span span, const float* factors) {
+  constexpr int kAtOnce = kSumsPerQuery<num_queries>;
   int dim = 0;
-  for (; dim + 2 * kVecLanes <= a.layout.value_stride(); dim += 2 * kVecLanes) {
-    mix_dims<Kv, num_queries, 2>(a, first_query, span, dim, factors);
+  for (; dim + kAtOnce * kVecLanes <= a.layout.value_stride(); dim += kAtOnce * kVecLanes) {
+    mix_dims<Kv, num_queries, kAtOnce>(a, first_query, span, dim, factors);
   }
   if (dim < a.layout.value_stride()) mix_dims<Kv, num_queries, 1>(a, first_query, span, dim, factors);
 }
 
-constexpr int kQueriesAtOnce = 8;
+constexpr int kQueriesAtOnce = kVecSums < 8 ? kVecSums : 8;
 
 template <class Kv, int num_queries = kQueriesAtOnce>
 void attend_to_block(const Attention& a, int first_query, int wanted, Span span, float* factors) {

@@ -88,7 +88,7 @@ std::vector<float> product(const Kernels& kernels, const Matrix& matrix, const P
   std::vector<float> out = start.size ? copied(start) : std::vector<float>(num_rows * stride);
   expect_size(out.size(), num_rows * stride, "start of the sums");
   const HeldRows held = rows_of(matrix, input, kernels.max_block_rows);
-  const Buffer<uint8_t> decoded(matrix.int8_tile_bytes());
+  const Buffer<uint8_t> decoded(kernels.decoded_block_bytes * matrix.num_groups());
   kernels.product(matrix, held.rows, part.first_row, num_rows, part.first_tile, part.last_tile, out.data(),
                   stride, start.size ? Store::kAdd : Store::kSet, decoded.data());
   return out;

@@ -72,10 +72,11 @@ struct Kernels {
   const char* name;
   bool (*is_supported)();
   int max_block_rows;  // of `Rows`: as many rows as the registers hold sums for
+  size_t decoded_block_bytes;  // of Encoding::kDecoded, 0 if the set does without
 
   // out[r][16 t ..] = or += rows[r] . matrix tile t, for `num_rows` rows from `first_row` and tiles [first_tile, last_tile).
   // `out` is where first_row and first_tile meet. Row r reads nothing but row r. `decoded` has room for a tile of the
-  // matrix in 8 bits (`Matrix::int8_tile_bytes`), aligned to 64 bytes: many rows share the work of decoding it.
+  // matrix in blocks of decoded_block_bytes, aligned to 64 bytes: many rows share the work of decoding it.
   void (*product)(const Matrix&, const Rows&, int first_row, int num_rows, int first_tile, int last_tile, float* out,
                   size_t out_stride, Store, uint8_t* decoded);
 

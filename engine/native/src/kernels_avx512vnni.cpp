@@ -12,6 +12,9 @@ struct TileProduct {
   static constexpr int kMaxRows = 8;  // as many sums hide the latency of a product; 12 were no faster
   static constexpr int kRowsWorthDecoding = 9;  // more than one block, which decodes for itself
   static constexpr bool kHasSubgroupOffsets = true;
+  static constexpr size_t kDecodedBlockBytes = kInt8BlockBytes;
+
+  static int32_t subgroup_offset(int sum, Vec) { return -8 * sum; }
 
   static __m512i broadcast(const uint8_t* four) {
     int32_t lane;
@@ -39,7 +42,7 @@ struct TileProduct {
   static __m512i low_nibbles(__m512i packed) { return _mm512_and_si512(packed, _mm512_set1_epi8(15)); }
   static __m512i high_nibbles(__m512i packed) { return low_nibbles(_mm512_srli_epi16(packed, 4)); }
 
-  // A tile of int4 blocks as int8 blocks.
+  // To int8 blocks.
   static void decode(const uint8_t* block, int num_groups, uint8_t* out) {
     for (int g = 0; g < num_groups; g++, block += kInt4BlockBytes) {
       for (int subgroup = 0; subgroup < kGroupSubgroups; subgroup++, out += 8 * kVectorBytes) {
@@ -204,14 +207,13 @@ int64_t dot_products(int64_t rounds) {
 
 }  // namespace
 
-const Kernels kAvx512VnniKernels = {
+const Kernels kAvx512VnniKernels = this_set(
     "avx512vnni",
     [] {
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
              __builtin_cpu_supports("avx512vnni");
     },
-    TileProduct::kMaxRows, product, rms_norm, quantise, rotate, add_to, scale_by, gate_with, store_kv, attend,
-    expose, tile_tops, stretch_tops, weigh, dot_products};
+    dot_products);
 
 }  // namespace socle

@@ -135,7 +135,7 @@ void run_tiles(const ProductArguments& p, int first_row, int num_rows, int first
     if constexpr (encoding == Encoding::kInt4 && Product::kRowsWorthDecoding > 0) {
       if (num_rows >= Product::kRowsWorthDecoding) {
         Product::decode(tile, p.matrix->num_groups(), p.decoded);
-        run_tile<Encoding::kInt8>(pieces, p.decoded, tile + tile_bytes);
+        run_tile<Encoding::kDecoded>(pieces, p.decoded, tile + tile_bytes);
         continue;
       }
     }
@@ -174,6 +174,7 @@ void product(const Matrix& matrix, const Rows& rows, int first_row, int num_rows
       case Encoding::kInt8: run_tiles<Encoding::kInt8>(p, first, count, first_tile, last_tile, out); break;
       case Encoding::kLowRank: run_tiles<Encoding::kLowRank>(p, first, count, first_tile, last_tile, out); break;
       case Encoding::kFloat32: run_float_tiles(p, first, count, first_tile, last_tile, out); break;
+      case Encoding::kDecoded: break;  // no matrix is
     }
   }
 }
@@ -207,6 +208,7 @@ inline float int8_factor(float top) { return top > 3.74e-37f ? 127.0f / top : 0.
 
 inline int whole(float x) { return x == x ? static_cast<int>(x) : 0; }
 
+template <class Product = TileProduct>
 void quantise(const float* x, int num_groups, int group_inputs, uint8_t* record, size_t group_stride) {
   for (int group = 0; group < num_groups; group++, x += group_inputs, record += group_stride) {
     const float top = magnitude_of(x, group_inputs);
@@ -220,9 +222,10 @@ void quantise(const float* x, int num_groups, int group_inputs, uint8_t* record,
       const Vec rounded = round(mul(load(x + i), factor));
       store_int8(values + i, rounded);
       total = add(total, rounded);
-      if (TileProduct::kHasSubgroupOffsets && group_inputs == kGroupInputs && (i + kVecLanes) % kSubgroupInputs == 0) {
+      if constexpr (Product::kHasSubgroupOffsets) {
+        if (group_inputs != kGroupInputs || (i + kVecLanes) % kSubgroupInputs) continue;
         const int subtotal = whole(sum(total));
-        tail->subgroup_offsets[i / kSubgroupInputs] = -8 * subtotal;
+        tail->subgroup_offsets[i / kSubgroupInputs] = Product::subgroup_offset(subtotal, total);
         offset -= 128 * subtotal;
         total = zeros();
       }
@@ -317,3 +320,18 @@ void weigh(const float* x, int n, float top, float temperature, float* weights, 
 }  // namespace socle
 
 #include "attention_impl.h"
+
+namespace socle {
+namespace {
+
+// All of a set's kernels, but what measures its peak.
+constexpr Kernels this_set(const char* name, bool (*is_supported)(), int64_t (*dot_products)(int64_t) = nullptr) {
+  return {name,     is_supported, TileProduct::kMaxRows, TileProduct::kDecodedBlockBytes,
+          product,  rms_norm,     quantise<>,            rotate,
+          add_to,   scale_by,     gate_with,             store_kv,
+          attend,   expose,       tile_tops,             stretch_tops,
+          weigh,    dot_products};
+}
+
+}  // namespace
+}  // namespace socle

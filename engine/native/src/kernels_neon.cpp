@@ -13,6 +13,7 @@ struct TileProduct {
   static constexpr int kMaxRows = 4;
   static constexpr int kRowsWorthDecoding = 0;  // never: it is a multiplication for eight dot products of four rows
   static constexpr bool kHasSubgroupOffsets = false;
+  static constexpr size_t kDecodedBlockBytes = 0;
   static constexpr int kQuarters = 4;
   static constexpr int kQuarterBytes = kVectorBytes / kQuarters;
 
@@ -127,8 +128,6 @@ namespace socle {
 
 constexpr unsigned long kHwcapAsimdDp = 1ul << 20;  // HWCAP_ASIMDDP of asm/hwcap.h
 
-const Kernels kNeonKernels = {"neon",  [] { return (getauxval(AT_HWCAP) & kHwcapAsimdDp) != 0; },
-                              TileProduct::kMaxRows, product, rms_norm, quantise, rotate, add_to, scale_by, gate_with,
-                              store_kv, attend, expose, tile_tops, stretch_tops, weigh, nullptr};
+const Kernels kNeonKernels = this_set("neon", [] { return (getauxval(AT_HWCAP) & kHwcapAsimdDp) != 0; });
 
 }  // namespace socle

@@ -9,8 +9,11 @@ struct TileProduct {
   static constexpr int kMaxRows = 4;
   static constexpr int kRowsWorthDecoding = 8;
   static constexpr bool kHasSubgroupOffsets = true;
+  static constexpr size_t kDecodedBlockBytes = kInt8BlockBytes;
 
-  // A tile of int4 blocks as int8 blocks.
+  static int32_t subgroup_offset(int sum, Vec) { return -8 * sum; }
+
+  // To int8 blocks.
   static void decode(const uint8_t* block, int num_groups, uint8_t* out) {
     for (int g = 0; g < num_groups; g++, block += kInt4BlockBytes, out += kInt8BlockBytes) {
       for (int input = 0; input < kGroupInputs; input++) {
@@ -27,9 +30,9 @@ struct TileProduct {
   [[gnu::always_inline]] static void run(const Piece& p) {
     const int num_products = encoding == Encoding::kLowRank ? p.num_vectors * kLaneInputs : kGroupInputs;
     const int block_bytes = encoding == Encoding::kInt4 ? kInt4BlockBytes : kInt8BlockBytes;
-    const int scales_at = encoding == Encoding::kInt4   ? kInt4ScalesAt
-                          : encoding == Encoding::kInt8 ? kInt8ScalesAt
-                                                        : kVectorBytes * p.num_vectors;
+    const int scales_at = encoding == Encoding::kInt4      ? kInt4ScalesAt
+                          : encoding == Encoding::kLowRank ? kVectorBytes * p.num_vectors
+                                                           : kInt8ScalesAt;
     Vec total[num_rows];
     for (int r = 0; r < num_rows; r++) total[r] = zeros();
     const uint8_t *block = p.tile, *records = p.records;
@@ -63,8 +66,6 @@ struct TileProduct {
 
 namespace socle {
 
-const Kernels kPortableKernels = {"portable", [] { return true; }, TileProduct::kMaxRows, product,   rms_norm, quantise, rotate,
-                                  add_to,     scale_by,            gate_with, store_kv, attend, expose,
-                                  tile_tops,  stretch_tops, weigh,             nullptr};
+const Kernels kPortableKernels = this_set("portable", [] { return true; });
 
 }  // namespace socle

@@ -43,7 +43,7 @@ Model::Model(Architecture architecture, Weights weights, Settings settings)
   gated_in_ = EncodedRows(kernels_, rows, architecture_.intermediate_size, is_float_);
   head_in_ = EncodedRows(kernels_, rows, architecture_.hidden_size, is_float_);
   for (int i = 0; i < settings_.num_threads; i++) {
-    scratch_.push_back(std::make_unique<ThreadScratch>(settings_, kv_shape_, max_int8_tile_bytes()));
+    scratch_.push_back(std::make_unique<ThreadScratch>(settings_, kv_shape_, decoded_tile_bytes()));
   }
   rows_.reserve(n);
   first_rows_.reserve(n);
@@ -53,12 +53,12 @@ Model::Model(Architecture architecture, Weights weights, Settings settings)
 
 Model::~Model() = default;
 
-size_t Model::max_int8_tile_bytes() const {
-  size_t most = weights_.head.high.int8_tile_bytes();
+size_t Model::decoded_tile_bytes() const {
+  int num_groups = weights_.head.high.num_groups();
   for (const Layer& layer : weights_.layers) {
-    for (const Matrix& linear : layer.linears) most = std::max(most, linear.int8_tile_bytes());
+    for (const Matrix& linear : layer.linears) num_groups = std::max(num_groups, linear.num_groups());
   }
-  return most;
+  return kernels_.decoded_block_bytes * num_groups;
 }
 
 // ---- before a step

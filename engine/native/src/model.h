@@ -129,7 +129,7 @@ class Model {
   };
   struct ThreadScratch;
 
-  size_t max_int8_tile_bytes() const;
+  size_t decoded_tile_bytes() const;
   void check(const std::vector<Segment>& segments) const;
   void check_segment(const Segment& segment) const;
   void lay_out_rows(const std::vector<Segment>& segments);

@@ -10,14 +10,14 @@ constexpr int kGateRows = 64;
 constexpr int kTreeTiles = (kTilePositions + kMaxTreeRows) / kTilePositions + 1;
 
 struct Model::ThreadScratch {
-  ThreadScratch(const Settings& settings, const KvShape& kv, size_t max_int8_tile_bytes)
+  ThreadScratch(const Settings& settings, const KvShape& kv, size_t decoded_tile_bytes)
       : score_stride(round_up(settings.max_context_tokens, kTilePositions) + kTilePositions),
         scores(score_stride * kMaxQueries),
         tiles(score_stride / kTilePositions),
         branch(kv.layout.tile_bytes() * kTreeTiles),
         gate(kGateRows * kGateColumns),
         up(kGateRows * kGateColumns),
-        decoded(max_int8_tile_bytes) {}
+        decoded(decoded_tile_bytes) {}
 
   size_t score_stride;
   Buffer<float> scores;

@@ -44,6 +44,7 @@ enum class Encoding : int {
   kInt8,
   kFloat32,  // plain [rows, inputs], for parity tests
   kLowRank,  // vectors of int8 and 16 scales for all inputs: an adapter's B, whose inputs are its rank
+  kDecoded,  // what a set makes of int4 blocks before many rows run on them; lies in no file
 };
 
 // The value of an output row and an input of a block, without its zero point.
@@ -79,7 +80,6 @@ struct Matrix {
     if (encoding == Encoding::kFloat32) return sizeof(float) * kTileRows * static_cast<size_t>(inputs);
     return block_bytes() * num_groups();
   }
-  size_t int8_tile_bytes() const { return static_cast<size_t>(kInt8BlockBytes) * num_groups(); }
   size_t size_bytes() const {
     if (encoding == Encoding::kFloat32) return sizeof(float) * static_cast<size_t>(rows) * inputs;
     return tile_bytes() * num_tiles();
@@ -92,8 +92,9 @@ struct Matrix {
 //   record   group_inputs int8 values, a RecordTail
 //
 // The scale is the group's largest magnitude / 127. The offsets are what the zero points add: -128 * the sum of the values
-// for int8, and -8 * the sum of a subgroup's for int4, which 16 bits hold too. Sets whose products need none of these last
-// do not write them, and groups of another size than the base's have none. For float32 weights the rows stay as they were:
+// for int8, and for int4 -8 * the sum of a subgroup's, whole or in 16-bit parts as a set wants it
+// (`TileProduct::subgroup_offset`). Sets whose products need none of these last do not write them, and groups of another
+// size than the base's have none. For float32 weights the rows stay as they were:
 // dense [num_rows, dense_stride].
 struct RecordTail {
   int32_t offset;

@@ -13,6 +13,8 @@ struct Vec {
   __m256 low, high;
 };
 
+constexpr int kVecSums = 7;  // that registers hold beside what is added to them
+
 inline Vec zeros() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline Vec all(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 inline Vec load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }

@@ -10,6 +10,8 @@ namespace {
 
 using Vec = __m512;
 
+constexpr int kVecSums = 16;  // that registers hold beside what is added to them
+
 inline Vec zeros() { return _mm512_setzero_ps(); }
 inline Vec all(float x) { return _mm512_set1_ps(x); }
 inline Vec load(const float* p) { return _mm512_loadu_ps(p); }

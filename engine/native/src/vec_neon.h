@@ -22,6 +22,8 @@ inline Vec all(float x) {
   const float32x4_t four = vdupq_n_f32(x);
   return {{four, four, four, four}};
 }
+constexpr int kVecSums = 6;  // that registers hold beside what is added to them
+
 inline Vec zeros() { return all(0.0f); }
 inline Vec load(const float* p) {
   return each([p](int i) { return vld1q_f32(p + 4 * i); });

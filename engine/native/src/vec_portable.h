@@ -12,6 +12,8 @@ struct Vec {
   float lane[16];
 };
 
+constexpr int kVecSums = 8;  // that it is good to form at once; on other sets those that registers hold
+
 template <class Op>
 inline Vec each(Op op) {
   Vec out;
