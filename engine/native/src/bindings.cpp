@@ -4,10 +4,12 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <cstring>
 #include <optional>
 #include <stdexcept>
 
@@ -135,6 +137,24 @@ Logits run_step(const nb::object& self, const nb::list& list) {
   return Logits(const_cast<float*>(logits), 2, shape, self, strides);
 }
 
+using BlockBytes = nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>, nb::device::cpu>;
+
+// A view [block_bytes] of a block, which it keeps alive.
+BlockBytes bytes_of(const nb::object& self) {
+  const KvBlock& block = nb::cast<const KvBlock&>(self);
+  const size_t shape[] = {block.bytes.size()};
+  return BlockBytes(block.bytes.data(), 1, shape, self);
+}
+
+std::shared_ptr<KvBlock> block_of(const PyModel& model, const Bytes& bytes) {
+  auto block = std::make_shared<KvBlock>(model.model.kv_shape());
+  if (bytes.size() != block->bytes.size()) {
+    throw std::invalid_argument("a block has " + std::to_string(block->bytes.size()) + " bytes, not " + std::to_string(bytes.size()));
+  }
+  std::memcpy(block->bytes.data(), bytes.data(), bytes.size());
+  return block;
+}
+
 using Row = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 int sample(const Row& logits, const Ints& seen, float repetition_penalty, double temperature, int top_k, double top_p,
@@ -152,6 +172,7 @@ int sample(const Row& logits, const Ints& seen, float repetition_penalty, double
 NB_MODULE(socle_native, m) {
   using namespace socle;
 
+  m.attr("BLOCK_TOKENS") = KvShape::kBlockPositions;
   m.def("instruction_sets", &supported_kernels, "Those that run on this machine, fastest first.");
   nb::module_ kernels = m.def_submodule("kernels", "Each kernel by itself, for tests.");
   bind_kernels(kernels);
@@ -181,10 +202,18 @@ NB_MODULE(socle_native, m) {
 
   nb::class_<PyAdapter>(m, "Adapter").def(nb::init<int>(), "num_layers"_a).def("set", &PyAdapter::set);
 
+  nb::class_<KvBlock>(m, "KvBlock", "Keys and values of some positions, which states share.")
+      .def_prop_ro("bytes", &bytes_of)
+      .def_prop_ro("resident_bytes", [](const KvBlock& self) { return self.bytes.resident_bytes(); });
+
   nb::class_<KvState>(m, "KvState")
       .def_prop_ro("num_tokens", &KvState::num_tokens)
       .def_prop_ro("max_tokens", &KvState::max_tokens)
       .def_prop_ro("size_bytes", &KvState::size_bytes)
+      .def_prop_ro("resident_bytes", &KvState::resident_bytes)
+      .def("block", &KvState::block, "index"_a)
+      .def("take", &KvState::take)
+      .def("fork", &KvState::fork, "max_tokens"_a)
       .def("rewind", &KvState::rewind)
       .def("accept", [](KvState& self, const std::vector<int>& rows) {
         self.accept(rows.data(), static_cast<int>(rows.size()));
@@ -227,9 +256,13 @@ NB_MODULE(socle_native, m) {
            [](const PyModel& self, int max_tokens) {
              return KvShape::blocks_for(max_tokens) * self.model.kv_shape().block_bytes();
            })
-      .def("new_state",
-           [](const PyModel& self, int max_tokens) {
-             return std::make_unique<KvState>(self.model.kv_shape(), max_tokens);
-           })
+      .def_prop_ro("scratch_resident_bytes", [](const PyModel& self) { return self.model.scratch_resident_bytes(); })
+      .def(
+          "new_state",
+          [](const PyModel& self, int max_tokens, KvBlocks blocks, int num_tokens) {
+            return std::make_unique<KvState>(self.model.kv_shape(), max_tokens, std::move(blocks), num_tokens);
+          },
+          "max_tokens"_a, "blocks"_a = KvBlocks(), "num_tokens"_a = 0)
+      .def("block_from", &block_of, "bytes"_a)
       .def("step", [](nb::object self, const nb::list& segments) { return run_step(self, segments); });
 }

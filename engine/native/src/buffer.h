@@ -2,10 +2,13 @@
 #pragma once
 
 #include <sys/mman.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <new>
 #include <utility>
+#include <vector>
 
 namespace socle {
 
@@ -33,6 +36,13 @@ class Buffer {
   T* data() const { return data_; }
   size_t size() const { return size_; }
   size_t size_bytes() const { return size_ * sizeof(T); }
+  // Of the pages that were touched.
+  size_t resident_bytes() const {
+    const size_t page_bytes = static_cast<size_t>(sysconf(_SC_PAGESIZE)), num_pages = (size_bytes() + page_bytes - 1) / page_bytes;
+    std::vector<unsigned char> is_resident(num_pages);
+    if (!data_ || mincore(data_, size_bytes(), is_resident.data()) != 0) return 0;
+    return page_bytes * std::count_if(is_resident.begin(), is_resident.end(), [](unsigned char page) { return page & 1; });
+  }
   T& operator[](size_t index) const { return data_[index]; }
 
  private:

@@ -1,7 +1,7 @@
 // The keys and values of one sequence, in blocks of positions.
 //
-// A block holds all layers and heads of 64 positions, so that sequences can share and fork whole blocks. Knows nothing of
-// how keys and values come about.
+// A block holds all layers and heads of 64 positions. Sequences with the same beginning share whole blocks; a state writes
+// only to blocks of its own. Knows nothing of how keys and values come about.
 #pragma once
 
 #include <memory>
@@ -23,15 +23,25 @@ struct KvShape {
   static int blocks_for(int num_tokens) { return round_up(num_tokens, kBlockPositions) / kBlockPositions; }
 };
 
+// Zeroed when it is made; its pages are taken as they are written.
+struct KvBlock {
+  explicit KvBlock(const KvShape& shape) : bytes(shape.block_bytes()) {}
+  Buffer<uint8_t> bytes;
+};
+using KvBlocks = std::vector<std::shared_ptr<KvBlock>>;
+
 class KvState {
  public:
-  KvState(const KvShape& shape, int max_tokens);
+  // Room for max_tokens. The state begins with `num_tokens` that other states have written to `first_blocks`: whole blocks
+  // are shared, what is used of the last one is copied. Throws std::invalid_argument if these do not fit.
+  KvState(const KvShape& shape, int max_tokens, KvBlocks first_blocks = {}, int num_tokens = 0);
   KvState(const KvState&) = delete;
   KvState& operator=(const KvState&) = delete;
 
   int num_tokens() const { return num_tokens_; }
   int max_tokens() const { return max_tokens_; }
   size_t size_bytes() const { return blocks_.size() * shape_.block_bytes(); }
+  size_t resident_bytes() const;
 
   // Forgets all but the first `num_tokens`.
   void rewind(int num_tokens);
@@ -43,14 +53,25 @@ class KvState {
   // are no branch of it.
   void accept(const int* rows, int num_rows);
 
+  // A block all of whose positions hold tokens, for others to begin with. Throws std::invalid_argument for another.
+  std::shared_ptr<KvBlock> block(int index) const;
+  // Ends the state, which has no room any more; returns the blocks with its tokens.
+  KvBlocks take();
+  // Another state with the same tokens.
+  std::unique_ptr<KvState> fork(int max_tokens) const;
+
   // The tile of 16 positions of one layer and head.
   uint8_t* tile(int layer, int kv_head, int tile_index) const {
-    const size_t in_block = (static_cast<size_t>(layer) * shape_.num_kv_heads + kv_head) * KvShape::kBlockTiles +
-                            tile_index % KvShape::kBlockTiles;
-    return blocks_[tile_index / KvShape::kBlockTiles].data() + in_block * tile_bytes_;
+    return tile_in(*blocks_[tile_index / KvShape::kBlockTiles], layer, kv_head, tile_index % KvShape::kBlockTiles);
   }
 
  private:
+  uint8_t* tile_in(const KvBlock& block, int layer, int kv_head, int tile_index) const {
+    const size_t row = static_cast<size_t>(layer) * shape_.num_kv_heads + kv_head;
+    return block.bytes.data() + (row * KvShape::kBlockTiles + tile_index) * tile_bytes_;
+  }
+  void own_from(int num_tokens);
+  std::shared_ptr<KvBlock> copy(const KvBlock& block, int num_positions) const;
   void move_position(int from, int to);
 
   KvShape shape_;
@@ -58,7 +79,7 @@ class KvState {
   int max_tokens_;
   int num_tokens_ = 0;
   std::vector<int32_t> tree_;  // parents of the rows that the last step left behind the last token
-  std::vector<Buffer<uint8_t>> blocks_;
+  KvBlocks blocks_;
 };
 
 // Copies one position from a lane of a tile to a lane of another.

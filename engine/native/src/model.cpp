@@ -61,6 +61,16 @@ size_t Model::decoded_tile_bytes() const {
   return kernels_.decoded_block_bytes * num_groups;
 }
 
+size_t Model::scratch_resident_bytes() const {
+  size_t sum = low_rank_records_.resident_bytes() + refined_.resident_bytes();
+  for (const Buffer<float>* buffer : {&x_, &normed_, &heads_, &mixed_, &cos_, &sin_, &low_rank_, &logits_, &tile_tops_}) {
+    sum += buffer->resident_bytes();
+  }
+  for (const EncodedRows* rows : {&hidden_in_, &mixed_in_, &gated_in_, &head_in_}) sum += rows->resident_bytes();
+  for (const auto& scratch : scratch_) sum += scratch->resident_bytes();
+  return sum;
+}
+
 // ---- before a step
 
 void Model::check(const std::vector<Segment>& segments) const {

@@ -101,6 +101,8 @@ class Model {
   // finite or NaN.
   // Throws std::invalid_argument or std::length_error before anything is computed.
   const float* step(const std::vector<Segment>& segments);
+  // Of the memory that a step works in.
+  size_t scratch_resident_bytes() const;
   size_t logit_stride() const { return round_up(architecture_.vocab_size, kTileRows); }
 
  private:

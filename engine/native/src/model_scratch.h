@@ -19,6 +19,11 @@ struct Model::ThreadScratch {
         up(kGateRows * kGateColumns),
         decoded(decoded_tile_bytes) {}
 
+  size_t resident_bytes() const {
+    return scores.resident_bytes() + tiles.resident_bytes() + branch.resident_bytes() + gate.resident_bytes() +
+           up.resident_bytes() + decoded.resident_bytes();
+  }
+
   size_t score_stride;
   Buffer<float> scores;
   Buffer<const uint8_t*> tiles;
