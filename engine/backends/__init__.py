@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,25 @@ _BUILD_HINT = "install a C++ compiler and run ./dev setup"
 
 Tokens = NDArray[np.int32]
 Logits = NDArray[np.float32]
+
+
+class Block(Protocol):
+    """Keys and values of up to `Backend.block_tokens` tokens. Shared between states and caches, and never changed."""
+
+    @property
+    def data(self) -> NDArray[np.uint8]:
+        """Its bytes, a view [`Backend.block_bytes`]: what `Backend.block_from` makes it of again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """What a state begins with: the first `num_tokens` of a sequence, in as many blocks as they take."""
+
+    blocks: tuple[Block, ...] = ()
+    num_tokens: int = 0
+
+
+NO_PREFIX: Final = Prefix()
 
 
 class State(Protocol):
@@ -42,6 +61,15 @@ class State(Protocol):
 
     def accept(self, rows: Sequence[int]) -> None:
         """Append rows of the tree that the last step ran, each the parent of the next; the others are dropped."""
+
+    def block(self, index: int) -> Block:
+        """A block that is full; raises `ValueError` for another."""
+
+    def take(self) -> tuple[Block, ...]:
+        """End the state; its blocks, the last one perhaps not full."""
+
+    def fork(self, max_tokens: int) -> State:
+        """Another state with the same tokens, and room for `max_tokens` in all."""
 
     def close(self) -> None:
         """Give the memory back. The state must not be used again."""
@@ -64,6 +92,20 @@ class Segment:
     parents: tuple[int, ...] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class BackendMemory:
+    """Bytes of a back end, but for states, blocks and adapters.
+
+    weights: of the base. If they are pages of the mapped file, other processes may share them, and the system may drop
+    and read them again. scratch: what steps work in, at most and so far.
+    """
+
+    weights_bytes: int
+    are_weights_mapped: bool
+    scratch_bytes: int
+    resident_scratch_bytes: int
+
+
 class Backend(Protocol):
     """Runs the forward pass of one base with any of its loaded adapters."""
 
@@ -72,6 +114,13 @@ class Backend(Protocol):
     """Rows that one step may hold over all its segments."""
     adapter_switch_s: float
     """Seconds spent so far, inside steps, on going over from one adapter to another."""
+    numerics: str
+    """Names what keys and values depend on beside weights and tokens: states of other numerics must not be mixed."""
+    block_tokens: int
+    """Tokens of a full block."""
+    cuts_anywhere: bool
+    """Whether logits have the same bits wherever a prompt is cut. If not, only full blocks may begin a state, and a
+    prompt is cut at multiples of `block_tokens`."""
 
     def load_adapter(self, digest: str, bundle: Path) -> int:
         """Make an adapter usable by its digest; returns the bytes it takes. Callers never load one twice."""
@@ -79,11 +128,21 @@ class Backend(Protocol):
     def unload_adapter(self, digest: str) -> None:
         """Give an adapter's memory back. No segment names it any more."""
 
+    def memory(self) -> BackendMemory:
+        """What it takes, but for states, blocks and adapters."""
+
+    @property
+    def block_bytes(self) -> int:
+        """Size of a block."""
+
+    def block_from(self, data: NDArray[np.uint8]) -> Block:
+        """A block from its bytes; raises `ValueError` if there are not `block_bytes` of them."""
+
     def state_bytes(self, max_tokens: int) -> int:
         """Bytes that `new_state(max_tokens)` would keep allocated."""
 
-    def new_state(self, max_tokens: int) -> State:
-        """Room for a sequence of at most `max_tokens`."""
+    def new_state(self, max_tokens: int, prefix: Prefix = NO_PREFIX) -> State:
+        """Room for a sequence of at most `max_tokens`, that of the prefix included."""
 
     def step(self, segments: Sequence[Segment]) -> list[Logits]:
         """Append each segment's tokens to its state; logits [len(logit_rows), vocab_size] per segment, in order.

@@ -17,7 +17,7 @@ import socle_native
 from numpy.typing import NDArray
 
 from engine.artifact import Architecture
-from engine.backends import Logits, Segment
+from engine.backends import NO_PREFIX, BackendMemory, Logits, Prefix, Segment
 from engine.backends.native_adapter import pack_adapter
 from engine.backends.reference import rope_frequencies
 from engine.backends.weights import AdapterWeights, BaseWeights, Matrix
@@ -26,8 +26,21 @@ from engine.errors import CapacityError, NumericalError, UnsupportedInputError
 from engine.parameters import ATTENTION_BIASES, FINAL_NORM, LAYER_LINEARS, layer_path
 from engine.sampling import NOT_FINITE, SamplingParams
 
+NUMERICS = "native-1"  # changes with the bits of logits, and with what lies where in a block
 MAX_STEP_ROWS = 256
 MAX_RANK = 256
+
+
+class NativeBlock:
+    """A block of the core."""
+
+    def __init__(self, core: socle_native.KvBlock) -> None:
+        self.core = core
+
+    @property
+    def data(self) -> NDArray[np.uint8]:
+        """Its bytes, as they lie in the core."""
+        return np.asarray(self.core.bytes)
 
 
 class NativeState:
@@ -46,6 +59,11 @@ class NativeState:
         """Bytes of its blocks."""
         return 0 if self.core is None else self.core.size_bytes
 
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of its blocks' pages that were written."""
+        return 0 if self.core is None else self.core.resident_bytes
+
     def rewind(self, num_tokens: int) -> None:
         """Forget all but the first `num_tokens`."""
         self._open_core().rewind(num_tokens)
@@ -53,6 +71,20 @@ class NativeState:
     def accept(self, rows: Sequence[int]) -> None:
         """Append a branch of the tree that the last step ran."""
         self._open_core().accept(list(rows))
+
+    def block(self, index: int) -> NativeBlock:
+        """A full block, shared with this state."""
+        return NativeBlock(self._open_core().block(index))
+
+    def take(self) -> tuple[NativeBlock, ...]:
+        """End the state; its blocks."""
+        blocks = tuple(map(NativeBlock, self._open_core().take()))
+        self.core = None
+        return blocks
+
+    def fork(self, max_tokens: int) -> NativeState:
+        """Another state with the same tokens: full blocks are shared, what is used of the last one is copied."""
+        return NativeState(self._open_core().fork(max_tokens))
 
     def close(self) -> None:
         """Give the blocks back."""
@@ -69,6 +101,7 @@ class NativeBackend:
     name = "native"
     max_step_rows = MAX_STEP_ROWS
     adapter_switch_s = 0.0  # an adapter is a pointer in a segment, there is nothing to switch
+    cuts_anywhere = True
 
     def __init__(self, bundle: Path, config: EngineConfig, core: Any = socle_native) -> None:
         """Open a base. `core` has the compiled module's interface: tests pass one that runs on another processor."""
@@ -78,7 +111,10 @@ class NativeBackend:
         self._core = core
         self._weights = weights
         self._is_float = weights.manifest.weights == "float32"
+        self.numerics = f"{NUMERICS} {config.kv_type}"
+        self.block_tokens = int(core.BLOCK_TOKENS)
         self._adapters: dict[str, socle_native.Adapter] = {}
+        self._most_rows = min(config.prefill_chunk_tokens, MAX_STEP_ROWS), min(config.max_running, MAX_STEP_ROWS)
         try:
             self._model = core.Model(
                 weights=core_weights(weights, core.Weights(weights.architecture.num_hidden_layers)),
@@ -116,13 +152,32 @@ class NativeBackend:
         """Forget the adapter."""
         del self._adapters[digest]
 
+    def memory(self) -> BackendMemory:
+        """The mapped weights, and the core's buffers."""
+        return BackendMemory(
+            weights_bytes=self._weights.size_bytes,
+            are_weights_mapped=True,
+            scratch_bytes=int(self._model.scratch_bytes(*self._most_rows)),
+            resident_scratch_bytes=int(self._model.resident_scratch_bytes),
+        )
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block of 64 tokens."""
+        return self.state_bytes(1)
+
+    def block_from(self, data: NDArray[np.uint8]) -> NativeBlock:
+        """A block with a copy of these bytes."""
+        return NativeBlock(self._model.block_from(data))
+
     def state_bytes(self, max_tokens: int) -> int:
         """Bytes of the blocks for so many tokens."""
         return int(self._model.state_bytes(max_tokens))
 
-    def new_state(self, max_tokens: int) -> NativeState:
+    def new_state(self, max_tokens: int, prefix: Prefix = NO_PREFIX) -> NativeState:
         """Room for a sequence of at most `max_tokens`; memory is taken as tokens come."""
-        return NativeState(self._model.new_state(max_tokens))
+        blocks = [block.core for block in prefix.blocks if isinstance(block, NativeBlock)]
+        return NativeState(self._model.new_state(max_tokens, blocks, prefix.num_tokens))
 
     def step(self, segments: Sequence[Segment]) -> list[Logits]:
         """All rows in one pass over the weights. The logits are views that the next step overwrites.

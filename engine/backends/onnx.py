@@ -18,7 +18,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from engine.artifact import Architecture
-from engine.backends import Logits, Segment
+from engine.backends import NO_PREFIX, BackendMemory, Logits, Prefix, Segment
+from engine.backends.array_blocks import ArrayBlock, Blocks
 from engine.backends.onnx_graph import build_graph, kv_name
 from engine.backends.onnx_weights import ExternalConstants
 from engine.backends.weights import AdapterWeights, BaseWeights
@@ -37,9 +38,12 @@ Adapter = Mapping[str, F32]
 class OnnxState:
     """KV buffers of one sequence, float32 [1, kv_heads, max_tokens, head_dim], and the inputs they are bound to."""
 
-    def __init__(self, session: ort.InferenceSession, architecture: Architecture, max_tokens: int) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, architecture: Architecture, blocks: Blocks, max_tokens: int, prefix: Prefix
+    ) -> None:
         self.num_tokens = 0
         self.max_tokens = max_tokens
+        self._session, self._architecture, self._blocks = session, architecture, blocks
         self.size_bytes = architecture.kv_bytes_per_token(4) * max_tokens
         self.adapter: Adapter | None = None
         self.binding = session.io_binding()
@@ -52,6 +56,8 @@ class OnnxState:
         for layer in range(architecture.num_hidden_layers):
             for part in ("key", "value"):
                 self._bind_buffer(kv_name(layer, part), np.zeros(shape, np.float32))  # pages are taken when written
+        blocks.paste(self._parts, prefix)
+        self.extend(prefix.num_tokens)
 
     def extend(self, num_tokens: int) -> None:
         """Announce tokens that the next run appends."""
@@ -69,6 +75,25 @@ class OnnxState:
         """Refused, as the trees are that rows could be accepted from; none at all is nothing to do."""
         if rows:
             raise UnsupportedInputError(_CHAINS_ALONE)
+
+    def block(self, index: int) -> ArrayBlock:
+        """A copy of a full block."""
+        return self._blocks.full(self._parts, index, self.num_tokens)
+
+    def take(self) -> tuple[ArrayBlock, ...]:
+        """End the state; copies of its blocks."""
+        blocks = self._blocks.all(self._parts, self.num_tokens)
+        self.close()
+        return blocks
+
+    def fork(self, max_tokens: int) -> OnnxState:
+        """A copy."""
+        prefix = Prefix(self._blocks.all(self._parts, self.num_tokens), self.num_tokens)
+        return OnnxState(self._session, self._architecture, self._blocks, max_tokens, prefix)
+
+    @property
+    def _parts(self) -> list[F32]:
+        return [buffer[0] for buffer in self._buffers]  # [kv_heads, max_tokens, head_dim] each
 
     def close(self) -> None:
         """Drop the buffers."""
@@ -89,6 +114,7 @@ class OnnxBackend:
     """`Backend` over one ONNX Runtime session."""
 
     name = "onnx"
+    cuts_anywhere = False
     next_token = staticmethod(next_token)
 
     def __init__(self, bundle: Path, config: EngineConfig) -> None:
@@ -99,7 +125,16 @@ class OnnxBackend:
         self._manifest = weights.manifest
         self._architecture = weights.architecture
         self._embedding = weights.embedding
+        self._weights_bytes = weights.size_bytes
         self._base = _adapter(self._architecture, {})
+        self.block_tokens = min(config.prefill_chunk_tokens, self.max_step_rows)
+        self.numerics = f"onnx-1 {ort.__version__} level {config.onnx_accuracy_level} {_num_threads(config)} threads"
+        self._blocks = Blocks(
+            num_parts=2 * self._architecture.num_hidden_layers,
+            kv_heads=self._architecture.num_key_value_heads,
+            block_tokens=self.block_tokens,
+            head_dim=self._architecture.head_dim,
+        )
         self._adapters: dict[str, Adapter] = {}
 
     def load_adapter(self, digest: str, bundle: Path) -> int:
@@ -114,13 +149,26 @@ class OnnxBackend:
         """Forget the adapter."""
         del self._adapters[digest]
 
+    def memory(self) -> BackendMemory:
+        """The weights as ONNX Runtime keeps them, about as large as in the bundle; its arena is not known."""
+        return BackendMemory(self._weights_bytes, are_weights_mapped=False, scratch_bytes=0, resident_scratch_bytes=0)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block: as many tokens as run in a step."""
+        return self._blocks.size_bytes
+
+    def block_from(self, data: NDArray[np.uint8]) -> ArrayBlock:
+        """A block with a copy of these bytes."""
+        return self._blocks.read(data)
+
     def state_bytes(self, max_tokens: int) -> int:
         """Bytes of the buffers for so many tokens."""
         return self._architecture.kv_bytes_per_token(4) * max_tokens
 
-    def new_state(self, max_tokens: int) -> OnnxState:
+    def new_state(self, max_tokens: int, prefix: Prefix = NO_PREFIX) -> OnnxState:
         """Room for a sequence of at most `max_tokens`."""
-        return OnnxState(self._session, self._architecture, max_tokens)
+        return OnnxState(self._session, self._architecture, self._blocks, max_tokens, prefix)
 
     def step(self, segments: Sequence[Segment]) -> list[Logits]:
         """One segment after the other."""
@@ -183,12 +231,16 @@ def _build_model(bundle: Path, directory: Path, config: EngineConfig) -> bytes:
 
 def _session_options(config: EngineConfig, directory: str) -> ort.SessionOptions:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = config.num_threads or len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = _num_threads(config)
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # shapes change from step to step
     options.log_severity_level = 3
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", directory)
     return options
+
+
+def _num_threads(config: EngineConfig) -> int:
+    return config.num_threads or len(os.sched_getaffinity(0))
 
 
 def _adapter(architecture: Architecture, arrays: Mapping[str, F32]) -> Adapter:

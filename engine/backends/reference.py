@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.artifact import Architecture, RopeScaling
-from engine.backends import Logits, Segment, State, Tokens
+from engine.backends import NO_PREFIX, BackendMemory, Logits, Prefix, Segment, State, Tokens
+from engine.backends.array_blocks import ArrayBlock, Blocks
 from engine.backends.weights import AdapterWeights, BaseWeights
-from engine.parameters import ATTENTION_BIASES, EMBEDDING, FINAL_NORM, HEAD, layer_path
+from engine.parameters import ATTENTION_BIASES, EMBEDDING, FINAL_NORM, HEAD, layer_path, matrix_modules
 from engine.sampling import next_token
 
 F32 = NDArray[np.float32]
@@ -27,13 +28,29 @@ Adapter = Mapping[str, tuple[F32, F32]]
 NO_ADAPTER: Adapter = {}
 
 
+BLOCK_TOKENS = 64
+
+
+def blocks_of(architecture: Architecture) -> Blocks:
+    """How a state of this architecture is cut into blocks."""
+    return Blocks(
+        num_parts=2 * architecture.num_hidden_layers,
+        kv_heads=architecture.num_key_value_heads,
+        block_tokens=BLOCK_TOKENS,
+        head_dim=architecture.head_dim,
+    )
+
+
 class KvCache:
     """Keys and values of one sequence, after RoPE: [layers, kv_heads, max_tokens, head_dim] each."""
 
-    def __init__(self, architecture: Architecture, max_tokens: int) -> None:
+    def __init__(self, architecture: Architecture, max_tokens: int, prefix: Prefix = NO_PREFIX) -> None:
         shape = (architecture.num_hidden_layers, architecture.num_key_value_heads, max_tokens, architecture.head_dim)
         self.keys, self.values = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        self.num_tokens = 0
+        self.num_tokens = prefix.num_tokens
+        self._architecture = architecture
+        self._blocks = blocks_of(architecture)
+        self._blocks.paste(self._parts, prefix)
 
     @property
     def max_tokens(self) -> int:
@@ -58,6 +75,25 @@ class KvCache:
         for array in (self.keys, self.values):
             array[:, :, first:last] = array[:, :, slots]
         self.num_tokens = last
+
+    def block(self, index: int) -> ArrayBlock:
+        """A copy of a full block."""
+        return self._blocks.full(self._parts, index, self.num_tokens)
+
+    def take(self) -> tuple[ArrayBlock, ...]:
+        """End the state; copies of its blocks."""
+        blocks = self._blocks.all(self._parts, self.num_tokens)
+        self.close()
+        return blocks
+
+    def fork(self, max_tokens: int) -> KvCache:
+        """A copy."""
+        prefix = Prefix(self._blocks.all(self._parts, self.num_tokens), self.num_tokens)
+        return KvCache(self._architecture, max_tokens, prefix)
+
+    @property
+    def _parts(self) -> list[F32]:
+        return [*self.keys, *self.values]  # [kv_heads, max_tokens, head_dim] each
 
     def close(self) -> None:
         """Drop the arrays."""
@@ -247,6 +283,9 @@ class ReferenceBackend:
     next_token = staticmethod(next_token)
     max_step_rows = 4096
     adapter_switch_s = 0.0  # an adapter is two more products, there is nothing to switch
+    numerics = "reference-1"
+    block_tokens = BLOCK_TOKENS
+    cuts_anywhere = True
 
     def __init__(self, bundle: Path) -> None:
         self._weights = BaseWeights.open(bundle)
@@ -264,13 +303,27 @@ class ReferenceBackend:
         """Forget the adapter."""
         del self._adapters[digest]
 
+    def memory(self) -> BackendMemory:
+        """The dequantised weights; what numpy works in is not known."""
+        num_values = sum(rows * inputs for rows, inputs in matrix_modules(self._weights.architecture).values())
+        return BackendMemory(4 * num_values, are_weights_mapped=False, scratch_bytes=0, resident_scratch_bytes=0)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block."""
+        return blocks_of(self._weights.architecture).size_bytes
+
+    def block_from(self, data: NDArray[np.uint8]) -> ArrayBlock:
+        """A block with a copy of these bytes."""
+        return blocks_of(self._weights.architecture).read(data)
+
     def state_bytes(self, max_tokens: int) -> int:
         """Bytes of the KV cache of a sequence."""
         return max_tokens * self._weights.architecture.kv_bytes_per_token(bytes_per_value=4)
 
-    def new_state(self, max_tokens: int) -> State:
+    def new_state(self, max_tokens: int, prefix: Prefix = NO_PREFIX) -> State:
         """Room for a sequence of at most `max_tokens`."""
-        return KvCache(self._weights.architecture, max_tokens)
+        return KvCache(self._weights.architecture, max_tokens, prefix)
 
     def step(self, segments: Sequence[Segment]) -> list[Logits]:
         """One segment after the other."""

@@ -256,7 +256,11 @@ NB_MODULE(socle_native, m) {
            [](const PyModel& self, int max_tokens) {
              return KvShape::blocks_for(max_tokens) * self.model.kv_shape().block_bytes();
            })
-      .def_prop_ro("scratch_resident_bytes", [](const PyModel& self) { return self.model.scratch_resident_bytes(); })
+      .def_prop_ro("resident_scratch_bytes", [](const PyModel& self) { return self.model.resident_scratch_bytes(); })
+      .def(
+          "scratch_bytes",
+          [](const PyModel& self, int rows, int logit_rows) { return self.model.scratch_bytes(rows, logit_rows); }, "rows"_a,
+          "logit_rows"_a)
       .def(
           "new_state",
           [](const PyModel& self, int max_tokens, KvBlocks blocks, int num_tokens) {

@@ -15,6 +15,7 @@ class EncodedRows {
   void encode(int row, const float* x) { encode_groups(row, 0, rows_.num_groups, x); }
   void encode_groups(int row, int first_group, int last_group, const float* x);
   const Rows& rows() const { return rows_; }
+  size_t size_bytes() const { return dense_.size_bytes() + records_.size_bytes(); }
   size_t resident_bytes() const { return dense_.resident_bytes() + records_.resident_bytes(); }
 
  private:

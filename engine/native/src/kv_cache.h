@@ -23,8 +23,8 @@ struct KvShape {
   static int blocks_for(int num_tokens) { return round_up(num_tokens, kBlockPositions) / kBlockPositions; }
 };
 
-// Zeroed when it is made; its pages are taken as they are written.
-struct KvBlock {
+// Zeroed when it is made; its pages are taken as they are written. One count tells who holds it, in C++ and in Python.
+struct KvBlock : std::enable_shared_from_this<KvBlock> {
   explicit KvBlock(const KvShape& shape) : bytes(shape.block_bytes()) {}
   Buffer<uint8_t> bytes;
 };

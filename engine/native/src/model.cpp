@@ -61,13 +61,23 @@ size_t Model::decoded_tile_bytes() const {
   return kernels_.decoded_block_bytes * num_groups;
 }
 
-size_t Model::scratch_resident_bytes() const {
+size_t Model::resident_scratch_bytes() const {
   size_t sum = low_rank_records_.resident_bytes() + refined_.resident_bytes();
   for (const Buffer<float>* buffer : {&x_, &normed_, &heads_, &mixed_, &cos_, &sin_, &low_rank_, &logits_, &tile_tops_}) {
     sum += buffer->resident_bytes();
   }
   for (const EncodedRows* rows : {&hidden_in_, &mixed_in_, &gated_in_, &head_in_}) sum += rows->resident_bytes();
   for (const auto& scratch : scratch_) sum += scratch->resident_bytes();
+  return sum;
+}
+
+size_t Model::scratch_bytes(int num_rows, int num_logit_rows) const {
+  size_t of_rows = low_rank_records_.size_bytes(), of_logit_rows = refined_.size_bytes() + head_in_.size_bytes();
+  for (const Buffer<float>* buffer : {&x_, &normed_, &heads_, &mixed_, &cos_, &sin_, &low_rank_}) of_rows += buffer->size_bytes();
+  for (const EncodedRows* rows : {&hidden_in_, &mixed_in_, &gated_in_}) of_rows += rows->size_bytes();
+  for (const Buffer<float>* buffer : {&logits_, &tile_tops_}) of_logit_rows += buffer->size_bytes();
+  size_t sum = (of_rows * num_rows + of_logit_rows * num_logit_rows) / settings_.max_step_rows;
+  for (const auto& scratch : scratch_) sum += scratch->size_bytes();
   return sum;
 }
 

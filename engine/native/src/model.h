@@ -101,8 +101,9 @@ class Model {
   // finite or NaN.
   // Throws std::invalid_argument or std::length_error before anything is computed.
   const float* step(const std::vector<Segment>& segments);
-  // Of the memory that a step works in.
-  size_t scratch_resident_bytes() const;
+  // Of the memory that steps work in: what they have touched, and the most that steps of so many rows can touch.
+  size_t resident_scratch_bytes() const;
+  size_t scratch_bytes(int num_rows, int num_logit_rows) const;
   size_t logit_stride() const { return round_up(architecture_.vocab_size, kTileRows); }
 
  private:

@@ -19,6 +19,10 @@ struct Model::ThreadScratch {
         up(kGateRows * kGateColumns),
         decoded(decoded_tile_bytes) {}
 
+  size_t size_bytes() const {
+    return scores.size_bytes() + tiles.size_bytes() + branch.size_bytes() + gate.size_bytes() + up.size_bytes() +
+           decoded.size_bytes();
+  }
   size_t resident_bytes() const {
     return scores.resident_bytes() + tiles.resident_bytes() + branch.resident_bytes() + gate.resident_bytes() +
            up.resident_bytes() + decoded.resident_bytes();
