@@ -17,12 +17,14 @@ All but enrolment carry the headers that `signing_input` describes. Errors are R
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+from engine.distribution import ACCURACY, GAMMA, Distribution, distribution_of
+
+__all__ = ["ACCURACY", "GAMMA", "Distribution", "distribution_of"]  # what samples are made of
 PROTOCOL = 1
 API_PREFIX = "/device/v1"
 
@@ -191,68 +193,6 @@ class Metric(StrEnum):
     ENGINE_RESTARTS = "engine_restarts"
     UPDATES = "updates"
     SAMPLES_DROPPED = "samples_dropped"
-
-
-@dataclass(frozen=True, slots=True)
-class Distribution:
-    """Mergeable summary of many observations: DDSketch (Masson et al., 2019) with 1 % relative accuracy.
-
-    `buckets` counts positive observations by index i, for values in (GAMMA**(i-1), GAMMA**i]; `zeros` those <= 0.
-    """
-
-    count: int = 0
-    sum: float = 0.0
-    min: float = 0.0
-    max: float = 0.0
-    zeros: int = 0
-    buckets: Mapping[str, int] = field(default_factory=dict)
-
-    def merge(self, other: Distribution) -> Distribution:
-        """Both sets of observations as one."""
-        if not self.count or not other.count:
-            return self if self.count else other
-        buckets = dict(self.buckets)
-        for index, count in other.buckets.items():
-            buckets[index] = buckets.get(index, 0) + count
-        return Distribution(
-            count=self.count + other.count,
-            sum=self.sum + other.sum,
-            min=min(self.min, other.min),
-            max=max(self.max, other.max),
-            zeros=self.zeros + other.zeros,
-            buckets=buckets,
-        )
-
-    def quantile(self, q: float) -> float:
-        """The value below which a share `q` of the observations lies, within 1 %; 0.0 if there are none."""
-        rank = q * (self.count - 1)
-        seen = self.zeros
-        if not self.count or seen > rank:
-            return min(self.min, 0.0)
-        for index, count in sorted((int(i), n) for i, n in self.buckets.items()):
-            seen += count
-            if seen > rank:
-                return min(max(2 * GAMMA**index / (GAMMA + 1), self.min), self.max)
-        return self.max
-
-
-ACCURACY = 0.01
-GAMMA = (1 + ACCURACY) / (1 - ACCURACY)
-_LOG_GAMMA = math.log(GAMMA)
-_SMALLEST = 1e-12
-
-
-def distribution_of(values: Iterable[float]) -> Distribution:
-    """The summary of finite observations."""
-    seen = list(values)
-    if not seen:
-        return Distribution()
-    buckets: dict[str, int] = {}
-    for value in seen:
-        if value > _SMALLEST:
-            index = str(math.ceil(math.log(value) / _LOG_GAMMA))
-            buckets[index] = buckets.get(index, 0) + 1
-    return Distribution(len(seen), math.fsum(seen), min(seen), max(seen), len(seen) - sum(buckets.values()), buckets)
 
 
 @dataclass(frozen=True, slots=True)

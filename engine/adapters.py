@@ -1,17 +1,19 @@
 """Which adapters are in memory. An adapter is known by its content digest, never by its name.
 
-*Known* adapters have a bundle on disk; some of them are *resident* in the back end, within a byte budget. Those that
-requests use are pinned; of the others the least recently used goes first, and comes back when it is asked for.
+*Known* adapters have a bundle on disk; some of them are *resident* in the back end, within the ledger's cap. Those that
+requests use are pinned; of the others those of the lowest priority go first, of these the least recently used, and come
+back when they are asked for.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 from engine.errors import CapacityError, UnknownAdapterError
+from engine.ledger import ENGINE, Kind, Ledger
 
 
 class AdapterLoader(Protocol):
@@ -27,13 +29,18 @@ class AdapterLoader(Protocol):
 class ResidentAdapters:
     """The known adapters of one engine, and those in memory."""
 
-    def __init__(self, loader: AdapterLoader, *, budget_bytes: int) -> None:
+    def __init__(
+        self, loader: AdapterLoader, ledger: Ledger, reclaim: Callable[[float], bool] = lambda _: False
+    ) -> None:
+        """`reclaim` gives up so many bytes of other memory, if it can."""
         self._loader = loader
-        self._budget_bytes = budget_bytes
+        self._ledger = ledger
+        self._reclaim = reclaim
         self._bundles: dict[str, Path] = {}
         self._size_bytes: dict[str, int] = {}  # on disk until it was loaded once, then what it really took
         self._resident: OrderedDict[str, int] = OrderedDict()  # least recently used first
         self._pins: Counter[str] = Counter()
+        self._priorities: dict[str, int] = {}
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._bundles
@@ -81,10 +88,14 @@ class ResidentAdapters:
             self._evict(digest)
         self._forget(digest)
 
-    def pin(self, digest: str) -> None:
-        """Make an adapter resident and keep it so until `unpin`; raises `CapacityError` if it does not fit now."""
+    def pin(self, digest: str, priority: int = 0) -> None:
+        """Make an adapter resident and keep it so until `unpin`; raises `CapacityError` if it does not fit now.
+
+        `priority` is that of the request, which the adapter keeps until the next one.
+        """
         self.require_known(digest)
         self._make_resident(digest)
+        self._priorities[digest] = priority
         self._pins[digest] += 1
 
     def unpin(self, digest: str) -> None:
@@ -95,42 +106,41 @@ class ResidentAdapters:
     def _make_resident(self, digest: str) -> None:
         if digest not in self._resident:
             self._make_room(digest)
-            self._resident[digest] = self._loader.load_adapter(digest, self._bundles[digest])
-            self._size_bytes[digest] = self._resident[digest]
-            self._settle(digest)
+            size_bytes = self._loader.load_adapter(digest, self._bundles[digest])
+            self._settle(digest, size_bytes)
         self._resident.move_to_end(digest)
 
-    def _settle(self, digest: str) -> None:
-        """The size in memory is known only now; take the adapter out again if it breaks the budget."""
-        self._pins[digest] += 1
+    def _settle(self, digest: str, size_bytes: int) -> None:
+        """The size in memory is known only now; take the adapter out again if it breaks a cap."""
+        self._size_bytes[digest] = size_bytes
         try:
             self._make_room(digest)
+            self._ledger.reserve(Kind.ADAPTERS, size_bytes, ENGINE)
         except CapacityError:
-            self._evict(digest)
+            self._loader.unload_adapter(digest)
             raise
-        finally:
-            self._pins[digest] -= 1
+        self._resident[digest] = size_bytes
 
     def _make_room(self, digest: str) -> None:
-        """Evict until `digest` fits in, with its size counted once; evict nothing if that cannot help."""
-        others = {d: size for d, size in self._resident.items() if d != digest}
-        excess = sum(others.values()) + self._size_bytes[digest] - self._budget_bytes
-        victims = [d for d in others if not self._pins[d]]
-        if sum(others[d] for d in victims) < excess:
+        """Evict until `digest` fits in; evict nothing if that cannot help."""
+        missing = self._size_bytes[digest] - self._ledger.room_bytes(Kind.ADAPTERS)
+        victims = sorted((d for d in self._resident if not self._pins[d]), key=lambda d: self._priorities.get(d, 0))
+        missing_beyond = missing - sum(self._resident[d] for d in victims)
+        if missing_beyond > 0 and not self._reclaim(missing_beyond):
             raise CapacityError(
-                f"adapter {digest[:12]} takes {self._size_bytes[digest]} bytes and does not fit into the budget of "
-                f"{self._budget_bytes} bytes beside the adapters in use: raise adapter_budget_bytes or try later"
+                f"adapter {digest[:12]} takes {self._size_bytes[digest]} bytes and does not fit beside the "
+                f"{self.resident_bytes} bytes of adapters in use: raise adapter_budget_bytes or memory_budget_bytes, "
+                "or try later"
             )
-        while excess > 0:
-            victim = victims.pop(0)
-            excess -= others[victim]
-            self._evict(victim)
+        while victims and self._size_bytes[digest] > self._ledger.room_bytes(Kind.ADAPTERS):
+            self._evict(victims.pop(0))
 
     def _evict(self, digest: str) -> None:
         self._loader.unload_adapter(digest)
-        del self._resident[digest]
+        self._ledger.release(Kind.ADAPTERS, self._resident.pop(digest), ENGINE)
 
     def _forget(self, digest: str) -> None:
         self._bundles.pop(digest, None)
         self._size_bytes.pop(digest, None)
         self._pins.pop(digest, None)
+        self._priorities.pop(digest, None)

@@ -48,9 +48,25 @@ class ContextLengthError(InvalidInputError):
 
 
 class CapacityError(EngineError):
-    """Not now: memory or queue is full. Try again later."""
+    """Not now: memory or queue is full. Try again later, after `retry_after_s` if that is known."""
 
     code = "capacity"
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RateLimitError(CapacityError):
+    """Not now: the business has used up its own budget."""
+
+    code = "rate_limited"
+
+
+class RequestTimeoutError(EngineError):
+    """The request has taken as long as it may."""
+
+    code = "timeout"
 
 
 class NumericalError(EngineError):

@@ -1,7 +1,7 @@
-"""What the engine counts: tokens and seconds per adapter, and the memory of this process. Decides nothing.
+"""What the engine counts: requests, tokens and seconds by adapter and business, and the memory of this process.
 
 Prefill and decode are kept apart. A step's seconds are shared among its sequences by their rows, so the counters of all
-adapters add up to the engine's.
+subjects add up to the engine's. No prompts, no answers. Decides nothing.
 """
 
 from __future__ import annotations
@@ -9,61 +9,56 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
+
+from engine.distribution import Distribution, Sketch
+from engine.ledger import Kind
 
 SMAPS_ROLLUP = Path("/proc/self/smaps_rollup")
+SMAPS = Path("/proc/self/smaps")
 
 
-@dataclass(slots=True)
-class Summary:
-    """Observations in seconds."""
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What ran, and for whom. `adapter` is a digest, None for the bare base."""
 
-    count: int = 0
-    sum_s: float = 0.0
-    max_s: float = 0.0
-
-    def observe(self, seconds: float) -> None:
-        """Add one."""
-        self.merge(Summary(1, seconds, seconds))
-
-    def merge(self, other: Summary) -> None:
-        """Add all of another."""
-        self.count += other.count
-        self.sum_s += other.sum_s
-        self.max_s = max(self.max_s, other.max_s)
-
-    @property
-    def mean_s(self) -> float:
-        """0 if there are none."""
-        return self.sum_s / self.count if self.count else 0.0
+    adapter: str | None
+    business: str
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Counters:
-    """What was done for one adapter since the engine opened.
+    """What was done for a subject.
 
-    `decode_tokens` are the rows of decode steps; an answer's first token comes out of its prefill. `adapter_switches`
-    counts how often the back end went over to this adapter from another.
+    `decode_tokens` are the rows of decode steps; an answer's first token comes out of its prefill. `cached_tokens` of
+    prompts needed no prefill. `refused` requests never ran, for want of memory, place or budget. `pre_emptions`: how
+    often a running request was passed over for others; `evictions`: how often it lost its state to them.
+    `adapter_switches` counts how often the back end went over to this adapter from another.
     """
 
     requests: int = 0
-    requests_failed: int = 0
-    requests_cancelled: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    refused: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
     prefill_tokens: int = 0
     prefill_s: float = 0.0
     decode_tokens: int = 0
     decode_s: float = 0.0
+    pre_emptions: int = 0
+    evictions: int = 0
     adapter_switches: int = 0
-    ttft: Summary = field(default_factory=Summary)
-    inter_token: Summary = field(default_factory=Summary)
+    adapter_switch_s: float = 0.0
+    queue_s: Distribution = field(default_factory=Distribution)
+    ttft_s: Distribution = field(default_factory=Distribution)
+    inter_token_s: Distribution = field(default_factory=Distribution)
 
-    def merge(self, other: Counters) -> None:
-        """Add all of another."""
-        for spec in fields(self):
-            mine, theirs = getattr(self, spec.name), getattr(other, spec.name)
-            if isinstance(mine, Summary):
-                mine.merge(theirs)
-            else:
-                setattr(self, spec.name, mine + theirs)
+    def merge(self, other: Counters) -> Counters:
+        """Both together."""
+        names = [spec.name for spec in fields(self)]
+        sums: dict[str, Any] = {name: _added(getattr(self, name), getattr(other, name)) for name in names}
+        return Counters(**sums)
 
     @property
     def prefill_tokens_per_s(self) -> float:
@@ -76,34 +71,70 @@ class Counters:
         return self.decode_tokens / self.decode_s if self.decode_s else 0.0
 
 
-class Metrics:
-    """The counters of one engine, by adapter digest (None: the bare base)."""
+class Meter:
+    """The counters of one subject while they count."""
 
     def __init__(self) -> None:
-        self._by_adapter: dict[str | None, Counters] = {}
+        self.queue_s, self.ttft_s, self.inter_token_s = Sketch(), Sketch(), Sketch()
+        self._sums: dict[str, float] = {}
+
+    def add(self, **amounts: float) -> None:
+        """Add to counters by name."""
+        for name, amount in amounts.items():
+            self._sums[name] = self._sums.get(name, 0) + amount
+
+    @property
+    def counters(self) -> Counters:
+        """What was counted so far."""
+        values: dict[str, Any] = dict(self._sums)
+        values |= {name: getattr(self, name).distribution for name in ("queue_s", "ttft_s", "inter_token_s")}
+        return Counters(**values)
+
+
+class Metrics:
+    """The meters of one engine."""
+
+    def __init__(self) -> None:
         self.adapter_load_s = 0.0
+        self._meters: dict[Subject, Meter] = {}
+        self._drained: dict[Subject, Counters] = {}
 
-    def of(self, adapter: str | None) -> Counters:
-        """The counters to add to."""
-        return self._by_adapter.setdefault(adapter, Counters())
+    def of(self, adapter: str | None, business: str = "") -> Meter:
+        """The meter to add to."""
+        return self._meters.setdefault(Subject(adapter, business), Meter())
 
-    def by_adapter(self) -> dict[str | None, Counters]:
-        """A copy."""
-        return {adapter: _sum([counters]) for adapter, counters in self._by_adapter.items()}
+    def drain(self) -> dict[Subject, Counters]:
+        """What was counted since the last time."""
+        news = {subject: meter.counters for subject, meter in self._meters.items()}
+        self._meters.clear()
+        self._drained = _merged(self._drained, news)
+        return news
+
+    def by_subject(self) -> dict[Subject, Counters]:
+        """All that was ever counted."""
+        return _merged(self._drained, {subject: meter.counters for subject, meter in self._meters.items()})
 
     def total(self) -> Counters:
-        """All adapters and the bare base together."""
-        return _sum(list(self._by_adapter.values()))
+        """All subjects together."""
+        total = Counters()
+        for counters in self.by_subject().values():
+            total = total.merge(counters)
+        return total
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes. `pss_bytes` is this process's share of physical memory, 0 where the system does not tell."""
+    """Bytes.
 
+    reserved: by kind, as the ledger has it. resident: by kind, the pages that were touched, as far as they are known.
+    `pss_bytes` is this process's share of physical memory and `anonymous_bytes` what of it belongs to no file; both
+    are 0 where the system does not tell.
+    """
+
+    reserved: Mapping[Kind, int]
+    resident: Mapping[Kind, int]
     pss_bytes: int
     anonymous_bytes: int
-    kv_bytes: int
-    adapter_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +144,7 @@ class EngineStats:
     base_digest: str
     backend: str
     total: Counters
-    by_adapter: Mapping[str | None, Counters]
+    by_subject: Mapping[Subject, Counters]
     adapter_switch_s: float
     adapter_load_s: float
     memory: Memory
@@ -132,8 +163,32 @@ def process_memory(smaps_rollup: Path = SMAPS_ROLLUP) -> tuple[int, int]:
     return kib["Pss"] * 1024, kib["Anonymous"] * 1024
 
 
-def _sum(parts: list[Counters]) -> Counters:
-    total = Counters()
-    for part in parts:
-        total.merge(part)
+def mapped_pss(directory: Path, smaps: Path = SMAPS) -> int:
+    """PSS of this process's mappings of files below a directory; 0 where the kernel does not tell."""
+    try:
+        lines = smaps.read_text().splitlines()
+    except OSError:
+        return 0
+    total, is_below = 0, False
+    for line in lines:
+        head, _, rest = line.partition(" ")
+        if not head.endswith(":"):
+            is_below = rest.rpartition(" ")[2].startswith(f"{directory}/")
+        elif head == "Pss:" and is_below:
+            total += int(rest.split()[0]) * 1024
     return total
+
+
+def _added(first: float | Distribution, second: float | Distribution) -> float | Distribution:
+    if isinstance(first, Distribution):
+        assert isinstance(second, Distribution)
+        return first.merge(second)
+    assert not isinstance(second, Distribution)
+    return first + second
+
+
+def _merged(first: Mapping[Subject, Counters], second: Mapping[Subject, Counters]) -> dict[Subject, Counters]:
+    merged = dict(first)
+    for subject, counters in second.items():
+        merged[subject] = merged[subject].merge(counters) if subject in merged else counters
+    return merged

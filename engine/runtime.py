@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,34 @@ import numpy as np
 from engine.adapters import ResidentAdapters
 from engine.artifact import BaseManifest, check_fits, read_adapter, read_base, verify_files
 from engine.backends import Backend, Logits, Segment, open_backend
+from engine.business import Business
 from engine.config import EngineConfig
-from engine.errors import CapacityError, ContextLengthError, InvalidInputError, NumericalError
-from engine.metrics import EngineStats, Memory, Metrics, process_memory
-from engine.sampling import SamplingParams, draw_uniform
-from engine.scheduler import Batch, Scheduler, StepKind
+from engine.errors import CapacityError, EngineError, InvalidInputError, NumericalError, RequestTimeoutError
+from engine.intake import Intake
+from engine.intake import Limits as IntakeLimits
+from engine.ledger import ENGINE, Caps, Kind, Ledger
+from engine.metrics import EngineStats, Memory, Meter, Metrics, mapped_pss, process_memory
+from engine.prefix_cache import PrefixCache, Scope
+from engine.prefix_disk import NO_DISK, Disk, Tier
+from engine.sampling import SamplingParams, TokenLogprobs, draw_uniform, logprobs_of
+from engine.scheduler import Admission, Batch, Limits, Scheduler, StepKind
 from engine.sequence import FinishReason, Output, Request, Sequence
+from engine.states import SequenceStates
+from engine.step_costs import StepCosts
 from engine.tokenizer import Tokenizer
 
+Sampled = tuple[Sequence, int | None, tuple[TokenLogprobs, ...]]
 Prompt = str | SequenceOf[int] | SequenceOf[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """An opened base bundle. `bundle` is where it lies, None if it is made up."""
+
+    manifest: BaseManifest
+    digest: str
+    tokenizer: Tokenizer
+    bundle: Path | None = None
 
 
 class Engine:
@@ -36,30 +56,29 @@ class Engine:
         self,
         config: EngineConfig,
         *,
-        manifest: BaseManifest,
-        base_digest: str,
-        tokenizer: Tokenizer,
+        base: Base,
         backend: Backend,
+        process_bytes: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """`process_bytes`: what the process took before the base was opened."""
         self.config = config
-        self.manifest = manifest
-        self.base_digest = base_digest
-        self.tokenizer = tokenizer
+        self.base = base
+        self.tokenizer = base.tokenizer
         self.backend = backend
         self.metrics = Metrics()
-        self.max_context_tokens = min(config.max_context_tokens, manifest.architecture.max_position_embeddings)
+        self.max_context_tokens = min(config.max_context_tokens, base.manifest.architecture.max_position_embeddings)
         self._clock = clock
-        self._adapters = ResidentAdapters(backend, budget_bytes=config.adapter_budget_bytes)
-        self._scheduler = Scheduler(
-            max_running=min(config.max_running, backend.max_step_rows),
-            max_waiting=config.max_waiting,
-            prefill_chunk_tokens=min(config.prefill_chunk_tokens, backend.max_step_rows),
-            admit=self._admit,
-        )
+        self._bundles: dict[str, Path] = {}
+        self._ledger = _ledger(config, backend, process_bytes)
+        self._prefixes = PrefixCache(backend, self._ledger, _tier(config))
+        self._adapters = ResidentAdapters(backend, self._ledger, self._prefixes.shrink)
+        self._states = SequenceStates(backend, self._ledger, self._adapters, self._prefixes, self._scope_of)
+        self._costs = StepCosts()
+        self._scheduler = Scheduler(_scheduler_limits(config, backend), memory=self, costs=self._costs)
+        self._intake = Intake(backend, self._intake_limits())
         self._undelivered: list[Output] = []
         self._current_adapter: str | None = None
-        self._kv_bytes = 0
         self._request_numbers = count(1)
 
     @classmethod
@@ -70,13 +89,21 @@ class Engine:
         if config.verify_files:
             verify_files(bundle, manifest)
         tokenizer = Tokenizer.open(bundle)
+        process_bytes, _ = process_memory()
         backend = open_backend(bundle, config)
-        return cls(config, manifest=manifest, base_digest=digest, tokenizer=tokenizer, backend=backend)
+        base = Base(manifest, digest, tokenizer, bundle)
+        return cls(config, base=base, backend=backend, process_bytes=process_bytes)
+
+    @property
+    def base_digest(self) -> str:
+        """Names the base's content."""
+        return self.base.digest
 
     def close(self) -> None:
         """Give everything back; running requests are dropped."""
         for sequence in self._scheduler.running:
-            self._release(sequence)
+            self._states.end(sequence)
+        self._prefixes.close()
         self.backend.close()
 
     # Adapters
@@ -93,20 +120,23 @@ class Engine:
         `CapacityError` if it does not fit into the adapter budget.
         """
         manifest, digest = read_adapter(bundle)
-        check_fits(manifest, self.manifest, self.base_digest)
+        check_fits(manifest, self.base.manifest, self.base.digest)
         if self.config.verify_files:
             verify_files(bundle, manifest)
         started_at = self._clock()
         self._adapters.add(digest, bundle, sum(entry.size_bytes for entry in manifest.files))
+        self._bundles[digest] = bundle
         self.metrics.adapter_load_s += self._clock() - started_at
         return digest
 
     def unload_adapter(self, digest: str) -> None:
-        """Forget an adapter; raises `CapacityError` while a queued or running request uses it."""
+        """Forget an adapter and what was cached with it; raises `CapacityError` while a request uses it."""
         self._adapters.require_known(digest)
         if any(sequence.adapter == digest for sequence in self._scheduler.waiting):
             raise CapacityError(f"requests for adapter {digest[:12]} are queued: unload it when they are done")
         self._adapters.remove(digest)
+        self._bundles.pop(digest, None)
+        self._prefixes.forget(digest)
 
     # Requests
 
@@ -118,18 +148,20 @@ class Engine:
     def submit(self, request: Request) -> str:
         """Queue a request; its outputs come from `step` under the id that is returned.
 
-        Raises `InvalidInputError` (`ContextLengthError`, `UnknownAdapterError`) or `CapacityError`.
+        Raises `InvalidInputError` (`ContextLengthError`, `UnknownAdapterError`) or `CapacityError` (`RateLimitError`).
         """
-        max_tokens = self._check(request)
-        sequence = Sequence(
-            request,
-            max_tokens=max_tokens,
-            eos_token_ids=self.tokenizer.eos_token_ids,
-            text=self.tokenizer.stream(),
-            submitted_at=self._clock(),
-        )
-        self._scheduler.add(sequence)
-        self.metrics.of(request.adapter).requests += 1
+        now_s = self._clock()
+        meter = self.metrics.of(request.adapter, request.business.name)
+        meter.add(requests=1)
+        try:
+            sequence = self._sequence(request, now_s)
+            self._scheduler.add(sequence)
+        except EngineError:
+            meter.add(refused=1)
+            raise
+        self._intake.spend(request, len(request.prompt_token_ids), now_s)
+        if sequence.leader is not None:
+            sequence.leader.followers.append(sequence)
         return request.request_id
 
     def cancel(self, request_id: str) -> None:
@@ -140,15 +172,20 @@ class Engine:
             self._undelivered.append(self._retire(sequence))
 
     def generate(
-        self, prompt: Prompt, *, adapter: str | None = None, sampling: SamplingParams | None = None
+        self,
+        prompt: Prompt,
+        *,
+        adapter: str | None = None,
+        sampling: SamplingParams | None = None,
+        business: Business | None = None,
     ) -> Iterator[Output]:
         """The outputs of one request. `prompt` is text as it stands, chat messages, or token ids.
 
         Closing the iterator cancels the request. Outputs of other requests wait for the next `step`.
         """
         request_id = f"generate-{next(self._request_numbers)}"
-        sampling = sampling or SamplingParams()
-        self.submit(Request(tuple(self._encode(prompt)), request_id, adapter, sampling))
+        sampling, business = sampling or SamplingParams(), business or Business()
+        self.submit(Request(tuple(self._encode(prompt)), request_id, adapter, sampling, business))
         others: list[Output] = []
         finished = False
         try:
@@ -167,8 +204,11 @@ class Engine:
 
     def step(self) -> list[Output]:
         """Run one step; at most one output for each request that got a token or ended."""
-        batch = self._scheduler.schedule()
+        now_s = self._clock()
+        self._end_late(now_s)
+        batch = self._scheduler.schedule(now_s)
         if batch is None:
+            self._end_stuck()
             return self._deliver()
         logits = self._run(batch)
         sampled = self._sample(batch, logits)
@@ -177,14 +217,15 @@ class Engine:
     def stats(self) -> EngineStats:
         """What was counted so far, and the memory in use now."""
         pss_bytes, anonymous_bytes = process_memory()
+        reserved = {kind: self._ledger.reserved_bytes(kind) for kind in Kind}
         return EngineStats(
-            base_digest=self.base_digest,
+            base_digest=self.base.digest,
             backend=self.backend.name,
             total=self.metrics.total(),
-            by_adapter=self.metrics.by_adapter(),
+            by_subject=self.metrics.by_subject(),
             adapter_switch_s=self.backend.adapter_switch_s,
             adapter_load_s=self.metrics.adapter_load_s,
-            memory=Memory(pss_bytes, anonymous_bytes, self._kv_bytes, self._adapters.resident_bytes),
+            memory=Memory(reserved, self._resident(reserved), pss_bytes, anonymous_bytes),
             resident_adapters=self._adapters.resident,
             num_running=len(self._scheduler.running),
             num_waiting=len(self._scheduler.waiting),
@@ -192,13 +233,27 @@ class Engine:
 
     # The parts of a step
 
+    def _end_late(self, now_s: float) -> None:
+        """Requests that have taken as long as they may."""
+        for sequence in (*self._scheduler.running, *self._scheduler.waiting):
+            timeout_s = self._timeout_s(sequence.business)
+            if now_s - sequence.submitted_at > timeout_s:
+                sequence.fail(RequestTimeoutError(f"the request took longer than {timeout_s:g} s: try again later"))
+                self._undelivered.append(self._retire(sequence))
+
+    def _end_stuck(self) -> None:
+        """With nothing running nothing will become free: what cannot start now never can."""
+        if self._scheduler.waiting and not self._undelivered:
+            sequence = self._scheduler.waiting[0]
+            sequence.fail(CapacityError("the request does not fit into the engine's memory, even alone"))
+            self._undelivered.append(self._retire(sequence))
+
     def _run(self, batch: Batch) -> list[Logits]:
         """Append the batch's tokens to their states; logits of the last row of whoever gets a token next."""
         segments = [self._segment(work.sequence, work.num_tokens) for work in batch.work]
-        started_at = self._clock()
+        started_at, switched_s = self._clock(), self.backend.adapter_switch_s
         logits = self.backend.step(segments)
-        seconds = self._clock() - started_at
-        self._count(batch, seconds)
+        self._count(batch, self._clock() - started_at, self.backend.adapter_switch_s - switched_s)
         return logits
 
     def _segment(self, sequence: Sequence, num_tokens: int) -> Segment:
@@ -207,146 +262,218 @@ class Engine:
         wants_logits = num_tokens == sequence.num_pending
         return Segment(sequence.state, token_ids, sequence.adapter, (num_tokens - 1,) if wants_logits else ())
 
-    def _count(self, batch: Batch, seconds: float) -> None:
+    def _count(self, batch: Batch, seconds: float, switched_s: float) -> None:
         num_rows = sum(work.num_tokens for work in batch.work)
+        is_prefill = batch.kind is StepKind.PREFILL
+        (self._costs.observe_prefill if is_prefill else self._costs.observe_decode)(num_rows, seconds)
         for work in batch.work:
             sequence, share_s = work.sequence, seconds * work.num_tokens / num_rows
             sequence.num_computed += work.num_tokens
-            counters = self.metrics.of(sequence.adapter)
-            if batch.kind is StepKind.PREFILL:
-                counters.prefill_tokens += work.num_tokens
-                counters.prefill_s += share_s
+            meter = self._meter(sequence)
+            if is_prefill:
+                meter.add(prefill_tokens=work.num_tokens, prefill_s=share_s)
                 sequence.prefill_s += share_s
             else:
-                counters.decode_tokens += work.num_tokens
-                counters.decode_s += share_s
+                meter.add(decode_tokens=work.num_tokens, decode_s=share_s)
                 sequence.decode_s += share_s
-            counters.adapter_switches += sequence.adapter != self._current_adapter
+            if sequence.adapter != self._current_adapter:
+                meter.add(adapter_switches=1, adapter_switch_s=switched_s)
+                switched_s = 0.0  # once, with the first
             self._current_adapter = sequence.adapter
 
-    def _sample(self, batch: Batch, logits: list[Logits]) -> list[tuple[Sequence, int | None]]:
+    def _sample(self, batch: Batch, logits: list[Logits]) -> list[Sampled]:
         """The next token of each sequence that has no token left to run; None where there is none to be had."""
-        sampled: list[tuple[Sequence, int | None]] = []
+        sampled: list[Sampled] = []
         for work, rows in zip(batch.work, logits, strict=True):
-            sequence, params = work.sequence, work.sequence.request.sampling
-            if not len(rows):
-                continue
-            try:
-                uniform = draw_uniform(params, sequence.generator)
-                token = self.backend.next_token(rows[-1], params, sequence.token_ids, uniform)
-                sampled.append((sequence, token))
-            except NumericalError as error:
-                sequence.fail(str(error))
-                sampled.append((sequence, None))
+            if len(rows):
+                followers = self._end_prompt(work.sequence)
+                sampled += [self._draw(sequence, rows[-1]) for sequence in (work.sequence, *followers)]
         return sampled
 
-    def _collect(self, sampled: list[tuple[Sequence, int | None]]) -> list[Output]:
+    def _end_prompt(self, leader: Sequence) -> list[Sequence]:
+        """A prompt is done: keep it, and let those that wait for it begin behind it."""
+        if leader.num_answer_tokens:
+            return []
+        self._states.keep_prompt(leader)
+        followers, leader.followers = leader.followers, []
+        started = []
+        for sequence in followers:
+            sequence.leader = None
+            if self._scheduler.has_place_for(sequence) and self._states.follow(sequence, leader):
+                self._scheduler.start(sequence)
+                self._observe_start(sequence)
+                started.append(sequence)
+        return started
+
+    def _draw(self, sequence: Sequence, logits: Logits) -> Sampled:
+        params = sequence.request.sampling
+        try:
+            uniform = draw_uniform(params, sequence.generator)
+            token = self.backend.next_token(logits, params, sequence.token_ids, uniform)
+        except NumericalError as error:
+            sequence.fail(error)
+            return sequence, None, ()
+        if params.logprobs is None:
+            return sequence, token, ()
+        return sequence, token, (logprobs_of(logits, token, params.logprobs),)
+
+    def _collect(self, sampled: list[Sampled]) -> list[Output]:
         """Outputs for new tokens; sequences that are finished give their memory back."""
         outputs = []
-        for sequence, token_id in sampled:
+        for sequence, token_id, logprobs in sampled:
             if token_id is None:
                 outputs.append(self._retire(sequence))
                 continue
             text = sequence.accept(token_id)
             self._observe_token(sequence)
             if sequence.finish_reason is None:
-                outputs.append(Output(sequence.request_id, (token_id,), text))
+                outputs.append(Output(sequence.request_id, (token_id,), text, logprobs=logprobs))
             else:
-                outputs.append(self._retire(sequence, (token_id,), text))
+                outputs.append(self._retire(sequence, (token_id,), text, logprobs))
         return outputs
 
-    def _observe_token(self, sequence: Sequence) -> None:
-        now, counters = self._clock(), self.metrics.of(sequence.adapter)
-        if sequence.last_token_at is None:
-            sequence.ttft_s = now - sequence.submitted_at
-            counters.ttft.observe(sequence.ttft_s)
-        else:
-            counters.inter_token.observe(now - sequence.last_token_at)
-        sequence.last_token_at = now
-
-    def _retire(self, sequence: Sequence, token_ids: tuple[int, ...] = (), text: str = "") -> Output:
+    def _retire(
+        self,
+        sequence: Sequence,
+        token_ids: tuple[int, ...] = (),
+        text: str = "",
+        logprobs: tuple[TokenLogprobs, ...] = (),
+    ) -> Output:
         """Take a finished sequence out, and its last output."""
         self._scheduler.remove(sequence)
-        self._release(sequence)
-        counters = self.metrics.of(sequence.adapter)
-        counters.requests_failed += sequence.finish_reason is FinishReason.ERROR
-        counters.requests_cancelled += sequence.finish_reason is FinishReason.CANCELLED
+        self._states.end(sequence)
+        for follower in sequence.followers:
+            follower.leader = None
+        if sequence.leader is not None:
+            sequence.leader.followers.remove(sequence)
+        self._intake.spend(sequence.request, sequence.num_answer_tokens, self._clock())
+        self._meter(sequence).add(
+            failed=sequence.finish_reason is FinishReason.ERROR,
+            cancelled=sequence.finish_reason is FinishReason.CANCELLED,
+        )
         return Output(
-            sequence.request_id, token_ids, text, sequence.finish_reason, usage=sequence.usage, error=sequence.error
+            sequence.request_id,
+            token_ids,
+            text,
+            sequence.finish_reason,
+            usage=sequence.usage,
+            error=sequence.error,
+            logprobs=logprobs,
         )
 
     def _deliver(self) -> list[Output]:
         outputs, self._undelivered = self._undelivered, []
         return outputs
 
-    # What a sequence holds while it runs
+    # What the scheduler asks
 
-    def _admit(self, sequence: Sequence) -> bool:
-        """Reserve a state and the adapter; False if there is no room now."""
-        size_bytes = self.backend.state_bytes(sequence.num_max_tokens)
-        if self._kv_bytes + size_bytes > self.config.kv_budget_bytes:
-            return False
+    def admit(self, sequence: Sequence) -> Admission:
+        """Reserve what a sequence needs to run."""
         try:
-            self._pin(sequence)
-        except CapacityError:
-            return False
+            admission = self._states.start(sequence)
         except InvalidInputError as error:  # the bundle was damaged after it was loaded first
-            sequence.fail(str(error))
+            sequence.fail(error)
             self._undelivered.append(self._retire(sequence))
+            return Admission.ENDED
+        if admission is Admission.ADMITTED:
+            self._observe_start(sequence)
+        return admission
+
+    def evict(self, sequence: Sequence) -> bool:
+        """Take a sequence's state away, where computing it again gives the same bits."""
+        if not self.backend.cuts_anywhere:
             return False
-        sequence.state = self.backend.new_state(sequence.num_max_tokens)
-        self._kv_bytes += sequence.state.size_bytes
+        self._states.end(sequence)
+        sequence.num_computed = 0
+        self._meter(sequence).add(evictions=1)
         return True
 
-    def _pin(self, sequence: Sequence) -> None:
-        if sequence.adapter is None:
-            return
-        started_at = self._clock()
-        self._adapters.pin(sequence.adapter)
-        self.metrics.adapter_load_s += self._clock() - started_at
+    # What is counted
 
-    def _release(self, sequence: Sequence) -> None:
-        """Undo `_admit`, if it took place."""
-        if sequence.state is None:
-            return
-        self._kv_bytes -= sequence.state.size_bytes
-        sequence.state.close()
-        sequence.state = None
-        if sequence.adapter is not None:
-            self._adapters.unpin(sequence.adapter)
+    def _meter(self, sequence: Sequence) -> Meter:
+        return self.metrics.of(sequence.adapter, sequence.business.name)
+
+    def _observe_start(self, sequence: Sequence) -> None:
+        if sequence.num_answer_tokens:
+            return  # it comes back after it had to make way
+        sequence.queue_s = self._clock() - sequence.submitted_at
+        meter = self._meter(sequence)
+        meter.queue_s.observe(sequence.queue_s)
+        meter.add(prompt_tokens=sequence.num_prompt_tokens, cached_tokens=sequence.num_cached_tokens)
+
+    def _observe_token(self, sequence: Sequence) -> None:
+        now, meter = self._clock(), self._meter(sequence)
+        if sequence.last_token_at is None:
+            sequence.ttft_s = now - sequence.submitted_at
+            meter.ttft_s.observe(sequence.ttft_s)
+        else:
+            meter.inter_token_s.observe(now - sequence.last_token_at)
+        sequence.last_token_at = now
+
+    def _resident(self, reserved: Mapping[Kind, int]) -> dict[Kind, int]:
+        """The pages that were touched, as far as the back end and the system tell; else what is reserved."""
+        memory = self.backend.memory()
+        resident = {**reserved, Kind.SCRATCH: memory.resident_scratch_bytes}
+        if memory.are_weights_mapped and self.base.bundle is not None:
+            resident[Kind.WEIGHTS] = mapped_pss(self.base.bundle.resolve())
+            bundles = [self._bundles[digest].resolve() for digest in self._adapters.resident]
+            resident[Kind.ADAPTERS] = sum(map(mapped_pss, bundles))
+        states = [sequence.state for sequence in self._scheduler.running if sequence.state is not None]
+        resident[Kind.KV] = sum(state.resident_bytes for state in states)
+        return resident
 
     # Checks
 
-    def _check(self, request: Request) -> int:
-        """How many tokens the answer may have; refuses what can never be served."""
+    def _sequence(self, request: Request, now_s: float) -> Sequence:
+        """A request that may be queued."""
         if self._scheduler.find(request.request_id) is not None:
             raise InvalidInputError(f"request id {request.request_id!r} is in use: give each request its own")
         if request.adapter is not None:
             self._adapters.require_known(request.adapter)
-        num_prompt, vocab_size = len(request.prompt_token_ids), self.manifest.architecture.vocab_size
-        if not num_prompt or not all(0 <= token < vocab_size for token in request.prompt_token_ids):
-            raise InvalidInputError(f"the prompt must have at least one token, each from 0 to {vocab_size - 1}")
-        max_tokens = self._check_context(num_prompt, request.sampling.max_tokens)
-        num_tokens = num_prompt + max_tokens
-        size_bytes, budget_bytes = self.backend.state_bytes(num_tokens), self.config.kv_budget_bytes
-        if size_bytes > budget_bytes:
+        max_tokens = self._intake.check(request, now_s)
+        sequence = Sequence(
+            request,
+            max_tokens=max_tokens,
+            eos_token_ids=self.tokenizer.eos_token_ids,
+            text=self.tokenizer.stream(),
+            submitted_at=now_s,
+        )
+        sequence.leader = self._leader_of(request)
+        wait_s, timeout_s = self._scheduler.expected_wait_s(sequence, now_s), self._timeout_s(request.business)
+        if wait_s > timeout_s:
             raise CapacityError(
-                f"{num_tokens} tokens need {size_bytes} bytes of KV cache, the budget is {budget_bytes}: "
-                "ask for fewer tokens or raise kv_budget_bytes"
+                f"requests that come before would take {wait_s:.0f} s, and this one may take {timeout_s:g}: "
+                "try again later",
+                retry_after_s=wait_s - timeout_s,
             )
-        return max_tokens
+        return sequence
 
-    def _check_context(self, num_prompt: int, max_tokens: int | None) -> int:
-        wanted = num_prompt + (1 if max_tokens is None else max_tokens)
-        if wanted > self.max_context_tokens:
-            raise ContextLengthError(
-                f"{num_prompt} prompt tokens and an answer of {wanted - num_prompt} make {wanted}, the context holds "
-                f"{self.max_context_tokens}: shorten the prompt or lower max_tokens"
-            )
-        if max_tokens is not None:
-            return max_tokens
-        affordable = self.config.kv_budget_bytes // self.backend.state_bytes(1)
-        return max(1, min(self.max_context_tokens, affordable) - num_prompt)
+    def _leader_of(self, request: Request) -> Sequence | None:
+        """The request whose work on the prompt serves this one too, if it has not come too far."""
+        leader = self._scheduler.find(request.leader) if request.leader is not None else None
+        if leader is None or leader.num_answer_tokens:
+            return None
+        theirs = leader.request
+        is_same = (theirs.prompt_token_ids, theirs.adapter) == (request.prompt_token_ids, request.adapter)
+        return leader if is_same and theirs.business.name == request.business.name else None
+
+    def _timeout_s(self, business: Business) -> float:
+        return self.config.request_timeout_s if business.timeout_s is None else business.timeout_s
+
+    def _intake_limits(self) -> IntakeLimits:
+        room = min(self._ledger.kind_room_bytes(Kind.KV), self._ledger.total_room_bytes)
+        return IntakeLimits(self.base.manifest.architecture.vocab_size, self.max_context_tokens, int(room))
+
+    def _scope_of(self, sequence: Sequence) -> Scope:
+        tokenizer = self.base.manifest.tokenizer
+        return Scope(
+            business=sequence.business.name,
+            base=self.base.digest,
+            adapter=sequence.adapter,
+            tokenizer=tokenizer.tokenizer_sha256,
+            chat_template=tokenizer.chat_template_sha256,
+            numerics=self.backend.numerics,
+        )
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
@@ -354,3 +481,38 @@ class Engine:
         if prompt and isinstance(prompt[0], Mapping):
             return self.tokenizer.render_chat([m for m in prompt if isinstance(m, Mapping)])
         return [token for token in prompt if isinstance(token, int)]
+
+
+def _ledger(config: EngineConfig, backend: Backend, process_bytes: int) -> Ledger:
+    """With what is taken from the start; raises `CapacityError` if that alone breaks the cap."""
+    by_kind = {
+        Kind.KV: config.kv_budget_bytes,
+        Kind.ADAPTERS: config.adapter_budget_bytes,
+        Kind.PREFIX_CACHE: config.prefix_cache_bytes,
+    }
+    ledger = Ledger(Caps(config.memory_budget_bytes, by_kind))
+    memory = backend.memory()
+    ledger.reserve(Kind.PROCESS, process_bytes, ENGINE)
+    ledger.reserve(Kind.WEIGHTS, memory.weights_bytes, ENGINE)
+    ledger.reserve(Kind.SCRATCH, memory.scratch_bytes, ENGINE)
+    return ledger
+
+
+def _tier(config: EngineConfig) -> Tier:
+    if config.prefix_cache_dir is None:
+        return NO_DISK
+    return Disk(
+        Path(config.prefix_cache_dir),
+        quota_bytes=config.prefix_cache_disk_bytes,
+        max_age_s=config.prefix_cache_max_age_s,
+    )
+
+
+def _scheduler_limits(config: EngineConfig, backend: Backend) -> Limits:
+    return Limits(
+        max_running=min(config.max_running, backend.max_step_rows),
+        max_waiting=config.max_waiting,
+        prefill_chunk_tokens=min(config.prefill_chunk_tokens, backend.max_step_rows),
+        ageing_s=config.ageing_s,
+        policy=config.policy,
+    )

@@ -18,6 +18,7 @@ Logits = NDArray[np.float32]
 TokenIds = NDArray[np.int64]
 Probabilities = NDArray[np.float64]
 
+MAX_LOGPROBS = 20
 NOT_FINITE = "the model's logits are not finite: fetch the base and the adapter again"
 
 
@@ -32,6 +33,7 @@ class SamplingParams:
 
     temperature 0 takes the likeliest token; top_k 0, top_p 1 and min_p 0 keep all tokens. `stop` strings end the
     answer and are no part of it. max_tokens None means as many as the context holds. seed None draws a fresh one.
+    logprobs: how many of the likeliest tokens to name with each token of the answer, None for no probabilities at all.
     """
 
     temperature: float = 1.0
@@ -43,6 +45,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     max_tokens: int | None = None
     ignore_eos: bool = False
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         _require(math.isfinite(self.temperature) and self.temperature >= 0, "temperature", "a number of at least 0")
@@ -57,6 +60,19 @@ class SamplingParams:
         _require(self.seed is None or self.seed >= 0, "seed", "a whole number of at least 0")
         _require(all(self.stop), "stop", "strings that are not empty")
         _require(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "a whole number of at least 1")
+        _require(self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", f"0 to {MAX_LOGPROBS}")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """The natural logarithm of a token's probability, and the likeliest tokens with theirs, the likeliest first.
+
+    They are the model's own, before temperature, penalties and cuts.
+    """
+
+    token_id: int
+    logprob: float
+    likeliest: tuple[tuple[int, float], ...]
 
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -87,6 +103,16 @@ def next_token(logits: Logits, params: SamplingParams, seen_token_ids: list[int]
         return likeliest
     token_ids, probabilities = candidates(logits, params)
     return draw(token_ids, probabilities, uniform)
+
+
+def logprobs_of(logits: Logits, token_id: int, num_likeliest: int) -> TokenLogprobs:
+    """Of a token and the likeliest ones, from finite logits [vocab_size] in which -inf is a mask."""
+    top = float(logits.max())
+    total = top + math.log(float(np.exp(logits.astype(np.float64) - top).sum()))
+    likeliest = _largest(logits, num_likeliest) if num_likeliest else np.empty(0, np.int64)
+    return TokenLogprobs(
+        token_id, float(logits[token_id]) - total, tuple((int(t), float(logits[t]) - total) for t in likeliest)
+    )
 
 
 def penalise_repetition(logits: Logits, seen_token_ids: list[int], penalty: float) -> Logits:

@@ -1,7 +1,9 @@
-"""Who runs next. Knows sequences and limits; no arrays, no back end, no clock.
+"""Who runs next. Knows sequences, limits and what steps cost; no arrays, no back end, no clock.
 
-A step is either a prefill or a decode, so that the seconds of the two are known apart, and they take turns while both
-have work. Requests are served in the order in which they came; `_rank` is the one place that says so.
+A step is either a prefill or a decode, so that the seconds of the two are known apart. Whoever has the highest level
+runs: a business's priority, raised by one for each `ageing_s` that a sequence was not served, so that nobody starves.
+Within a level the earliest deadline is first, and prefill and decode take turns. A step is the quantum: a sequence
+that does not run in one keeps its state and goes on in another as if nothing had happened.
 
 A prompt is always cut at multiples of `prefill_chunk_tokens`, whatever else runs: the arithmetic of a request, and with
 it its answer, does not depend on its neighbours.
@@ -9,12 +11,17 @@ it its answer, does not depend on its neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
+from typing import Literal, Protocol
 
-from engine.errors import CapacityError
+from engine.business import Business
+from engine.errors import CapacityError, RateLimitError
 from engine.sequence import Sequence
+from engine.step_costs import StepCosts
+
+_TOLERANCE = 1.25  # of a lone row's time: what others may add to it even if a token is late already
 
 
 class StepKind(StrEnum):
@@ -22,6 +29,18 @@ class StepKind(StrEnum):
 
     PREFILL = "prefill"
     DECODE = "decode"
+
+
+class Admission(Enum):
+    """Whether a waiting sequence could take the memory that it needs."""
+
+    ADMITTED = auto()
+    NO_ROOM = auto()
+    """Nobody's fault: those behind it wait as well, so that a large request is not starved."""
+    OVER_OWN_CAP = auto()
+    """Its business has no room; others may pass."""
+    ENDED = auto()
+    """It cannot start at all, and has got its error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,35 +53,54 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What runs in one step."""
+    """What one step runs."""
 
     kind: StepKind
     work: tuple[Work, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """See `engine.config.EngineConfig`."""
+
+    max_running: int
+    max_waiting: int
+    prefill_chunk_tokens: int
+    ageing_s: float
+    policy: Literal["deadlines", "first_come"]
+
+
+class Memory(Protocol):
+    """What the scheduler asks of whoever owns states."""
+
+    def admit(self, sequence: Sequence) -> Admission:
+        """Reserve what a sequence needs to run."""
+
+    def evict(self, sequence: Sequence) -> bool:
+        """Take a running sequence's memory away, to be computed again later; False if that cannot be done exactly."""
+
+
 class Scheduler:
-    """A queue of waiting sequences and the set of running ones.
+    """The queue of waiting sequences and the set of running ones, which hold memory."""
 
-    `admit` is asked before a waiting sequence starts: it reserves what the sequence needs, or answers False.
-    """
-
-    def __init__(
-        self, *, max_running: int, max_waiting: int, prefill_chunk_tokens: int, admit: Callable[[Sequence], bool]
-    ) -> None:
+    def __init__(self, limits: Limits, *, memory: Memory, costs: StepCosts) -> None:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
-        self._max_running = max_running
-        self._max_waiting = max_waiting
-        self._prefill_chunk_tokens = prefill_chunk_tokens
-        self._admit = admit
+        self._limits = limits
+        self._memory = memory
+        self._costs = costs
         self._last_kind = StepKind.DECODE
         self._num_arrived = 0
         self._arrival: dict[str, int] = {}
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence; raises `CapacityError` if the queue is full."""
-        if len(self.waiting) >= self._max_waiting:
+        """Queue a sequence; raises `CapacityError` if the queue is full, `RateLimitError` if its business's is."""
+        if len(self.waiting) >= self._limits.max_waiting:
             raise CapacityError(f"{len(self.waiting)} requests are waiting already: try again in a moment")
+        business = sequence.business
+        num_waiting = sum(other.business.name == business.name for other in self.waiting)
+        if business.max_waiting is not None and num_waiting >= business.max_waiting:
+            raise RateLimitError(f"{num_waiting} requests of {business.name!r} are waiting already, its limit")
         self._arrival[sequence.request_id] = self._num_arrived
         self._num_arrived += 1
         self.waiting.append(sequence)
@@ -76,49 +114,133 @@ class Scheduler:
         (self.running if sequence in self.running else self.waiting).remove(sequence)
         del self._arrival[sequence.request_id]
 
-    def schedule(self) -> Batch | None:
+    def start(self, sequence: Sequence) -> None:
+        """A waiting sequence has got its memory."""
+        self.waiting.remove(sequence)
+        self.running.append(sequence)
+
+    def schedule(self, now_s: float) -> Batch | None:
         """The next step, or None if nothing can run."""
-        self._start_waiting()
-        ranked = sorted(self.running, key=self._rank)
-        prefilling = [s for s in ranked if s.is_prefilling]
-        decoding = [s for s in ranked if not s.is_prefilling]
-        if prefilling and (not decoding or self._last_kind is StepKind.DECODE):
-            batch = self._prefill(prefilling)
-        elif decoding:
-            batch = self._decode(decoding)
-        else:
+        self._start_waiting(now_s)
+        ranked = sorted(self.running, key=lambda s: self._rank(s, now_s))
+        if not ranked:
             return None
+        batch = self._batch(ranked, now_s)
+        for work in batch.work:
+            work.sequence.served_at_s = now_s
         self._last_kind = batch.kind
         return batch
 
-    def _rank(self, sequence: Sequence) -> tuple[int, ...]:
-        """Lower runs first."""
-        return (self._arrival[sequence.request_id],)
+    def _batch(self, ranked: list[Sequence], now_s: float) -> Batch:
+        peers = self._peers(ranked, now_s)
+        prefilling = [s for s in peers if s.is_prefilling]
+        has_turn = self._last_kind is StepKind.DECODE or all(s.is_prefilling for s in peers)
+        if prefilling and has_turn:
+            return self._prefill(prefilling)
+        return self._decode([s for s in ranked if not s.is_prefilling])
 
-    def _start_waiting(self) -> None:
-        """Whoever cannot be admitted holds up those behind it, so that a large request is not starved."""
-        for sequence in sorted(self.waiting, key=self._rank):
-            if len(self.running) >= self._max_running or not self._admit(sequence):
+    def _peers(self, ranked: list[Sequence], now_s: float) -> list[Sequence]:
+        """The first, and those who may share its step: of its level, or of its priority whatever their age."""
+        first, level = ranked[0], self._level(ranked[0], now_s)
+        return [s for s in ranked if self._level(s, now_s) == level or s.business.priority == first.business.priority]
+
+    def _level(self, sequence: Sequence, now_s: float) -> int:
+        if self._limits.policy == "first_come":
+            return 0
+        return sequence.business.priority + int((now_s - sequence.served_at_s) / self._limits.ageing_s)
+
+    def _rank(self, sequence: Sequence, now_s: float) -> tuple[float, ...]:
+        """Lower runs first."""
+        arrival = self._arrival[sequence.request_id]
+        if self._limits.policy == "first_come":
+            return (arrival,)
+        return (-self._level(sequence, now_s), sequence.deadline_s, arrival)
+
+    # Who gets memory
+
+    def _start_waiting(self, now_s: float) -> None:
+        for sequence in sorted(self.waiting, key=lambda s: self._rank(s, now_s)):
+            if sequence.leader is not None or self._has_enough_running(sequence.business):
+                continue
+            admission = self._admit(sequence)
+            if admission is Admission.NO_ROOM:
                 return
-            self.waiting.remove(sequence)
-            self.running.append(sequence)
+            if admission is Admission.ADMITTED:
+                self.start(sequence)
+
+    def has_place_for(self, sequence: Sequence) -> bool:
+        """Whether another sequence of this business may run beside those that do."""
+        return len(self.running) < self._limits.max_running and not self._has_enough_running(sequence.business)
+
+    def expected_wait_s(self, sequence: Sequence, now_s: float) -> float:
+        """How long the prompts of those that would come before it take, as far as steps have been measured."""
+        level = sequence.business.priority
+        before = [s for s in (*self.running, *self.waiting) if self._is_before(s, level, sequence.deadline_s, now_s)]
+        return self._costs.prefill_s(sum(s.num_pending for s in before if s.is_prefilling))
+
+    def _is_before(self, sequence: Sequence, level: int, deadline_s: float, now_s: float) -> bool:
+        if self._limits.policy == "first_come":
+            return True
+        its_level = self._level(sequence, now_s)
+        return its_level > level or (its_level == level and sequence.deadline_s <= deadline_s)
+
+    def _has_enough_running(self, business: Business) -> bool:
+        num_running = sum(sequence.business.name == business.name for sequence in self.running)
+        return business.max_running is not None and num_running >= business.max_running
+
+    def _admit(self, sequence: Sequence) -> Admission:
+        """Admit it, if need be in the place of others of lower priority."""
+        while True:
+            has_place = len(self.running) < self._limits.max_running
+            admission = self._memory.admit(sequence) if has_place else Admission.NO_ROOM
+            if admission is not Admission.NO_ROOM or not self._evict_for(sequence):
+                return admission
+
+    def _evict_for(self, sequence: Sequence) -> bool:
+        """Send the running sequence of the lowest priority back to wait.
+
+        Age counts for nothing here, else two could evict each other in turns.
+        """
+        lower = [s for s in self.running if s.business.priority < sequence.business.priority]
+        if self._limits.policy == "first_come" or not lower:
+            return False
+        victim = max(lower, key=lambda s: (-s.business.priority, self._arrival[s.request_id]))
+        if not self._memory.evict(victim):
+            return False
+        self.running.remove(victim)
+        self.waiting.append(victim)
+        return True
+
+    # What runs together
 
     def _prefill(self, sequences: list[Sequence]) -> Batch:
         """The next chunk of the first sequence, and of those behind it as far as they fit as well."""
-        left = self._prefill_chunk_tokens
+        left = self._limits.prefill_chunk_tokens
         work: list[Work] = []
         for sequence in sequences:
-            num_tokens = min(sequence.num_pending, self._prefill_chunk_tokens)
+            num_tokens = min(sequence.num_pending, self._limits.prefill_chunk_tokens)
             if num_tokens > left:
                 break
             work.append(Work(sequence, num_tokens))
             left -= num_tokens
         return Batch(StepKind.PREFILL, tuple(work))
 
-    def _decode(self, sequences: list[Sequence]) -> Batch:
-        """One token of each; those of one adapter side by side, so that a step switches adapters least often."""
+    def _decode(self, ranked: list[Sequence]) -> Batch:
+        """One token of each, as far as nobody's next token comes too late for it.
+
+        Those of one adapter are side by side, so that a step switches adapters least often.
+        """
+        chosen: list[Sequence] = []
+        allowed_s = math.inf
+        for sequence in ranked:
+            if self._limits.policy == "deadlines":
+                target_s = max(sequence.business.targets.next_token_s, _TOLERANCE * self._costs.decode_s(1))
+                allowed_s = min(allowed_s, target_s)
+            if chosen and self._costs.decode_s(len(chosen) + 1) > allowed_s:
+                break
+            chosen.append(sequence)
         first_of_adapter: dict[str | None, int] = {}
-        for index, sequence in enumerate(sequences):
+        for index, sequence in enumerate(chosen):
             first_of_adapter.setdefault(sequence.adapter, index)
-        grouped = sorted(sequences, key=lambda s: first_of_adapter[s.adapter])
+        grouped = sorted(chosen, key=lambda s: first_of_adapter[s.adapter])
         return Batch(StepKind.DECODE, tuple(Work(s, 1) for s in grouped))

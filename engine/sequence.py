@@ -8,7 +8,10 @@ from enum import StrEnum
 from typing import Protocol
 
 from engine.backends import State
-from engine.sampling import SamplingParams, new_generator
+from engine.business import Business
+from engine.errors import EngineError
+from engine.prefix_cache import Lease
+from engine.sampling import SamplingParams, TokenLogprobs, new_generator
 from engine.stopping import StopStrings
 
 
@@ -33,24 +36,33 @@ class TextStream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a client wants. `adapter` is the digest of a loaded adapter, None for the bare base."""
+    """What a client wants. `adapter` is the digest of a loaded adapter, None for the bare base.
+
+    `leader` is the id of another request with the same prompt and adapter, if its work on the prompt is to serve this
+    one as well.
+    """
 
     prompt_token_ids: tuple[int, ...]
     request_id: str
     adapter: str | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    business: Business = field(default_factory=Business)
+    leader: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What a request took.
 
-    `ttft_s` counts from submission to the first token (0 if there was none), queueing included; `prefill_s` and
-    `decode_s` are the request's share of the steps that it ran in.
+    `cached_tokens` of the prompt were not computed, since their keys and values were there. `queue_s` counts until the
+    request got memory, `ttft_s` from submission to the first token (0 if there was none), queueing included;
+    `prefill_s` and `decode_s` are the request's share of the steps that it ran in.
     """
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int
+    queue_s: float
     ttft_s: float
     prefill_s: float
     decode_s: float
@@ -62,6 +74,7 @@ class Output:
 
     `token_ids` are all new tokens, an end token included; `text` is what may be shown: no end token, no stop string,
     no half character. The last output has a `finish_reason` and the `usage`; after an error also what went wrong.
+    `logprobs` are those of `token_ids`, if the request asked for them.
     """
 
     request_id: str
@@ -69,13 +82,16 @@ class Output:
     text: str
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
-    error: str | None = None
+    error: EngineError | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class Sequence:
     """A request with its progress.
 
-    The KV `state` belongs to whoever runs the sequence. `num_computed` counts the tokens that the state holds.
+    The KV `state`, the `prefix` that it shares with a cache and the `kv_bytes` that are reserved belong to whoever runs
+    the sequence. `num_computed` counts the tokens that the state holds. While `leader` is set the sequence waits for
+    that one to run the prompt of both. `served_at_s`: when it last ran, or came.
     """
 
     def __init__(
@@ -93,10 +109,17 @@ class Sequence:
         self.token_ids = list(request.prompt_token_ids)
         self.num_computed = 0
         self.state: State | None = None
+        self.prefix: Lease | None = None
+        self.kv_bytes = 0
+        self.leader: Sequence | None = None
+        self.followers: list[Sequence] = []
         self.finish_reason: FinishReason | None = None
-        self.error: str | None = None
+        self.error: EngineError | None = None
         self.submitted_at = submitted_at
+        self.served_at_s = submitted_at
         self.last_token_at: float | None = None
+        self.num_cached_tokens = 0
+        self.queue_s = 0.0
         self.ttft_s = 0.0
         self.prefill_s = 0.0
         self.decode_s = 0.0
@@ -115,6 +138,19 @@ class Sequence:
         return self.request.adapter
 
     @property
+    def business(self) -> Business:
+        """Whose request it is."""
+        return self.request.business
+
+    @property
+    def deadline_s(self) -> float:
+        """When its next token should be there."""
+        targets = self.business.targets
+        if self.last_token_at is None:
+            return self.submitted_at + targets.first_token_s
+        return self.last_token_at + targets.next_token_s
+
+    @property
     def num_prompt_tokens(self) -> int:
         """Length of the prompt."""
         return len(self.request.prompt_token_ids)
@@ -131,8 +167,8 @@ class Sequence:
 
     @property
     def is_prefilling(self) -> bool:
-        """Whether a part of the prompt has not run yet."""
-        return self.num_computed < self.num_prompt_tokens
+        """Whether tokens have to run before the next one can: of the prompt, or all if the state was taken away."""
+        return self.num_computed < self.num_prompt_tokens or self.num_pending > 1
 
     @property
     def num_pending(self) -> int:
@@ -142,7 +178,15 @@ class Sequence:
     @property
     def usage(self) -> Usage:
         """What the request took so far."""
-        return Usage(self.num_prompt_tokens, self.num_answer_tokens, self.ttft_s, self.prefill_s, self.decode_s)
+        return Usage(
+            prompt_tokens=self.num_prompt_tokens,
+            completion_tokens=self.num_answer_tokens,
+            cached_tokens=self.num_cached_tokens,
+            queue_s=self.queue_s,
+            ttft_s=self.ttft_s,
+            prefill_s=self.prefill_s,
+            decode_s=self.decode_s,
+        )
 
     def take(self, num_tokens: int) -> list[int]:
         """The next tokens to run."""
@@ -163,7 +207,7 @@ class Sequence:
             self.finish_reason = FinishReason.LENGTH if self._stops.matched is None else FinishReason.STOP
         return text
 
-    def fail(self, error: str) -> None:
+    def fail(self, error: EngineError) -> None:
         """End the sequence because it cannot go on."""
         self.finish_reason, self.error = FinishReason.ERROR, error
 

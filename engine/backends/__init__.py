@@ -56,6 +56,10 @@ class State(Protocol):
     def size_bytes(self) -> int:
         """Bytes that the state keeps allocated."""
 
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the pages that it has written, as far as that is known, else `size_bytes`."""
+
     def rewind(self, num_tokens: int) -> None:
         """Forget all but the first `num_tokens`; raises `ValueError` if it holds fewer."""
 
@@ -118,6 +122,8 @@ class Backend(Protocol):
     """Names what keys and values depend on beside weights and tokens: states of other numerics must not be mixed."""
     block_tokens: int
     """Tokens of a full block."""
+    shares_blocks: bool
+    """Whether states and blocks share memory; else each has a copy."""
     cuts_anywhere: bool
     """Whether logits have the same bits wherever a prompt is cut. If not, only full blocks may begin a state, and a
     prompt is cut at multiples of `block_tokens`."""

@@ -1,4 +1,4 @@
-"""Blocks of back ends whose states are plain arrays: copies of slices. Where states could share memory, see `native`."""
+"""Blocks of back ends whose states are plain arrays: copies of slices. `native` shares memory instead."""
 
 from __future__ import annotations
 

@@ -102,6 +102,7 @@ class NativeBackend:
     max_step_rows = MAX_STEP_ROWS
     adapter_switch_s = 0.0  # an adapter is a pointer in a segment, there is nothing to switch
     cuts_anywhere = True
+    shares_blocks = True
 
     def __init__(self, bundle: Path, config: EngineConfig, core: Any = socle_native) -> None:
         """Open a base. `core` has the compiled module's interface: tests pass one that runs on another processor."""

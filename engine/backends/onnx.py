@@ -59,6 +59,11 @@ class OnnxState:
         blocks.paste(self._parts, prefix)
         self.extend(prefix.num_tokens)
 
+    @property
+    def resident_bytes(self) -> int:
+        """As if all pages were written."""
+        return self.size_bytes
+
     def extend(self, num_tokens: int) -> None:
         """Announce tokens that the next run appends."""
         self.num_tokens += num_tokens
@@ -115,6 +120,7 @@ class OnnxBackend:
 
     name = "onnx"
     cuts_anywhere = False
+    shares_blocks = False
     next_token = staticmethod(next_token)
 
     def __init__(self, bundle: Path, config: EngineConfig) -> None:

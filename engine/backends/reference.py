@@ -62,6 +62,11 @@ class KvCache:
         """Bytes of both arrays."""
         return self.keys.nbytes + self.values.nbytes
 
+    @property
+    def resident_bytes(self) -> int:
+        """As if all pages were written."""
+        return self.size_bytes
+
     def rewind(self, num_tokens: int) -> None:
         """Forget all but the first `num_tokens`."""
         if not 0 <= num_tokens <= self.num_tokens:
@@ -286,6 +291,7 @@ class ReferenceBackend:
     numerics = "reference-1"
     block_tokens = BLOCK_TOKENS
     cuts_anywhere = True
+    shares_blocks = False
 
     def __init__(self, bundle: Path) -> None:
         self._weights = BaseWeights.open(bundle)

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.artifact import ADAPTER_WEIGHTS
-from engine.backends import Logits, Segment
+from engine.backends import NO_PREFIX, BackendMemory, Logits, Prefix, Segment
 from engine.sampling import next_token
 
 VOCAB_SIZE = 128
 END = 0
+BLOCK_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class ScriptedBlock:
+    token_ids: tuple[int, ...]
+
+    @property
+    def data(self) -> NDArray[np.uint8]:
+        padded = (*self.token_ids, *[END] * (BLOCK_TOKENS - len(self.token_ids)))
+        return np.array(padded, np.uint8)
 
 
 class ScriptedState:
-    def __init__(self, max_tokens: int) -> None:
-        self.token_ids: list[int] = []
+    def __init__(self, max_tokens: int, token_ids: Sequence[int] = ()) -> None:
+        self.token_ids: list[int] = list(token_ids)
         self.max_tokens = max_tokens
-        self.size_bytes = 10 * max_tokens
+        self.size_bytes = self.resident_bytes = 10 * max_tokens
         self.is_open = True
 
     @property
@@ -29,6 +42,18 @@ class ScriptedState:
     def rewind(self, num_tokens: int) -> None:
         del self.token_ids[num_tokens:]
 
+    def block(self, index: int) -> ScriptedBlock:
+        if not 0 <= index < len(self.token_ids) // BLOCK_TOKENS:
+            raise ValueError("not full")
+        return ScriptedBlock(tuple(self.token_ids[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS]))
+
+    def take(self) -> tuple[ScriptedBlock, ...]:
+        tokens, self.is_open = self.token_ids, False
+        return tuple(ScriptedBlock(tuple(tokens[i : i + BLOCK_TOKENS])) for i in range(0, len(tokens), BLOCK_TOKENS))
+
+    def fork(self, max_tokens: int) -> ScriptedState:
+        return ScriptedState(max_tokens, self.token_ids)
+
     def close(self) -> None:
         self.is_open = False
 
@@ -37,6 +62,11 @@ class ScriptedBackend:
     """Answers with `script(token_ids, adapter)`; every step and every open state is on record."""
 
     name = "scripted"
+    numerics = "scripted-1"
+    block_tokens = BLOCK_TOKENS
+    block_bytes = 10 * BLOCK_TOKENS
+    shares_blocks = True
+    cuts_anywhere = True
     next_token = staticmethod(next_token)
 
     def __init__(self, script: Callable[[list[int], str | None], int | float], *, max_step_rows: int = 64) -> None:
@@ -58,8 +88,16 @@ class ScriptedBackend:
     def state_bytes(self, max_tokens: int) -> int:
         return 10 * max_tokens
 
-    def new_state(self, max_tokens: int) -> ScriptedState:
-        self.states.append(ScriptedState(max_tokens))
+    def memory(self) -> BackendMemory:
+        return BackendMemory(0, are_weights_mapped=False, scratch_bytes=0, resident_scratch_bytes=0)
+
+    def block_from(self, data: NDArray[np.uint8]) -> ScriptedBlock:
+        return ScriptedBlock(tuple(data.tolist()))
+
+    def new_state(self, max_tokens: int, prefix: Prefix = NO_PREFIX) -> ScriptedState:
+        tokens = [token for block in prefix.blocks for token in block.token_ids][: prefix.num_tokens]
+        assert len(tokens) == prefix.num_tokens
+        self.states.append(ScriptedState(max_tokens, tokens))
         return self.states[-1]
 
     def step(self, segments: Sequence[Segment]) -> list[Logits]:

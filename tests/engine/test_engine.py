@@ -7,7 +7,8 @@ import pytest
 from engine.artifact import read_base
 from engine.backends import open_backend
 from engine.config import EngineConfig
-from engine.runtime import Engine
+from engine.ledger import Kind
+from engine.runtime import Base, Engine
 from engine.sampling import GREEDY, SamplingParams
 from engine.sequence import FinishReason, Request
 from tests.engine.random_bundles import QWEN3, make_adapter, make_base
@@ -34,9 +35,7 @@ def open_engine(bundles):
         manifest, digest = read_base(bundles / "base")
         settings = EngineConfig(num_threads=1, prefill_chunk_tokens=32, **config)
         backend = open_backend(bundles / "base", settings)
-        engines.append(
-            Engine(settings, manifest=manifest, base_digest=digest, tokenizer=SpellingTokenizer(), backend=backend)
-        )
+        engines.append(Engine(settings, base=Base(manifest, digest, SpellingTokenizer()), backend=backend))
         for name in "xy":
             engines[-1].load_adapter(bundles / name)
         return engines[-1]
@@ -76,7 +75,7 @@ def test_answers_together_are_those_alone(open_engine, backend, sampling):
     assert answers(engine, work) == alone
     assert answers(engine, work[::-1]) == alone
     assert len({tuple(tokens) for tokens in alone.values()}) == len(work)
-    assert engine.stats().memory.kv_bytes == 0
+    assert engine.stats().memory.reserved[Kind.KV] == 0
 
 
 def test_both_back_ends_give_the_same_answers(open_engine):
@@ -88,11 +87,11 @@ def test_both_back_ends_give_the_same_answers(open_engine):
 
 def test_eviction_between_requests_changes_nothing(open_engine):
     roomy = open_engine(backend="onnx")
-    two_adapters_bytes = roomy.stats().memory.adapter_bytes
+    two_adapters_bytes = roomy.stats().memory.reserved[Kind.ADAPTERS]
     tight = open_engine(backend="onnx", adapter_budget_bytes=two_adapters_bytes - 1)
     work = requests(roomy.adapters, SAMPLED)
     assert answers(tight, work) == answers(roomy, work)
-    assert tight.stats().memory.adapter_bytes == two_adapters_bytes // 2
+    assert tight.stats().memory.reserved[Kind.ADAPTERS] == two_adapters_bytes // 2
 
 
 def test_generate_streams_one_request(open_engine):
