@@ -33,6 +33,7 @@ from edge_agent.errors import TransientError, UserError
 from edge_agent.fetcher import Fetcher, FetchPolicy
 from edge_agent.host import Host, HostSettings
 from edge_agent.journal import Journal
+from edge_agent.quarantine import Quarantine
 from edge_agent.recorder import Recorder
 from edge_agent.schedule import Backoff
 from edge_agent.spool import Spool
@@ -121,7 +122,7 @@ def assemble(config: AgentConfig, state_dir: StateDir, identity: Identity, http:
     signer = DeviceKey.open_or_make(state_dir.key).signer(identity.device_id)
     client = FleetClient(identity.server, signer, http)
     store = Store(state_dir.root)
-    host = Host(store, _host_settings(config))
+    host = Host(store, _host_settings(config, state_dir), Quarantine(state_dir.quarantine))
     fetcher = Fetcher(client, store, _fetch_policy(config))
     parts = Parts(Journal(state_dir.root), store, client, fetcher, host, total_memory_bytes)
     updater = Updater(
@@ -137,10 +138,10 @@ def assemble(config: AgentConfig, state_dir: StateDir, identity: Identity, http:
     return Daemon(config, state_dir, components)
 
 
-def _host_settings(config: AgentConfig) -> HostSettings:
+def _host_settings(config: AgentConfig, state_dir: StateDir) -> HostSettings:
     child = ChildSettings(
         command=config.engine_command,
-        config=config.engine,
+        config={"prefix_cache_dir": str(state_dir.prompt_cache), **config.engine},
         open_timeout_s=config.engine_open_timeout_s,
         heartbeat_interval_s=config.engine_heartbeat_s,
         hang_timeout_s=config.engine_hang_timeout_s,
@@ -150,6 +151,7 @@ def _host_settings(config: AgentConfig) -> HostSettings:
         max_in_flight=config.max_in_flight,
         ready_wait_s=config.ready_wait_s,
         drain_timeout_s=config.drain_timeout_s,
+        businesses=config.businesses,
     )
 
 

@@ -1,16 +1,20 @@
-"""The options of a business that ship with its adapter: which of them this agent understands, and what they must be.
+"""What a business brings and what this device says about it: priorities and budgets, and how its answers are drawn.
 
+The options ship with the adapter, in its manifest's `business`; the device's configuration overrides them one by one.
 Everything else in a manifest's `business` is for the business's own apps and passes untouched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge_agent.errors import AdmissionError
+from engine.business import Business
+from engine.errors import InvalidInputError
 
 
 class SamplingOptions(BaseModel):
@@ -37,13 +41,37 @@ class SamplingOptions(BaseModel):
         return options
 
 
-def sampling_of(business: Mapping[str, Any]) -> dict[str, Any]:
-    """The business's defaults for the engine; raises `AdmissionError` for what the engine would refuse later."""
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A business with its default sampling, as the engine takes them."""
+
+    business: Business = field(default_factory=Business)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+
+KNOWN_OPTIONS = frozenset({spec.name for spec in fields(Business)} | {"sampling"})
+
+
+def profile_of(name: str, shipped: Mapping[str, Any], override: Mapping[str, Any] | None = None) -> Profile:
+    """The business of a model; it is called as the model if it has no name of its own.
+
+    Raises `AdmissionError` for what the engine would refuse later.
+    """
     try:
-        return SamplingOptions.model_validate(business.get("sampling", {})).for_engine()
+        return read_profile({"name": name, **shipped, **(override or {})})
+    except InvalidInputError as error:
+        raise AdmissionError(f"{error}; publish the adapter again", code="bad_business_options") from error
+
+
+def read_profile(options: Mapping[str, Any]) -> Profile:
+    """A profile from plain values; raises `InvalidInputError` naming the bad one."""
+    return Profile(Business.from_mapping(options), _sampling(options.get("sampling", {})))
+
+
+def _sampling(options: Any) -> dict[str, Any]:
+    try:
+        return SamplingOptions.model_validate(options).for_engine()
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(("business", "sampling", *map(str, first["loc"])))
-        raise AdmissionError(
-            f"{place}: {first['msg']}; publish the adapter again", code="bad_business_options"
-        ) from error
+        raise InvalidInputError(f"{place}: {first['msg']}") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from edge_agent.business import sampling_of
+from edge_agent.business import profile_of
 from edge_agent.errors import AdmissionError
 from edge_agent.protocol import DesiredState, ReleaseRef
 from engine.artifact import AdapterManifest, BaseManifest, Manifest, check_fits
@@ -89,4 +89,4 @@ def _check_adapter(
         raise AdmissionError(
             f"{ref.name}: {error}", code=error.code, evidence={"adapter": ref.digest, "base": base.digest}
         ) from error
-    sampling_of(manifest.business)
+    profile_of(ref.name, manifest.business)

@@ -16,7 +16,9 @@ import platformdirs
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from edge_agent.business import KNOWN_OPTIONS, read_profile
 from edge_agent.errors import UserError
+from engine.errors import InvalidInputError
 
 PREFIX = "SOCLE_AGENT_"
 
@@ -43,6 +45,9 @@ class AgentConfig(BaseSettings):
 
     engine: dict[str, Any] = Field(default_factory=dict)
     """Fields of `engine.config.EngineConfig`, as JSON in the environment."""
+    businesses: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """What this device says of businesses, by the names of their models, as JSON in the environment: fields of
+    `engine.business.Business` and `sampling`, over what ships with the adapter."""
     engine_command: tuple[str, ...] = (sys.executable, "-m", "edge_agent.engine_process")
     engine_open_timeout_s: float = Field(default=300.0, gt=0)
     engine_hang_timeout_s: float = Field(default=60.0, gt=0)
@@ -72,8 +77,20 @@ def load_config(given: Mapping[str, Any], environment: Mapping[str, str] = os.en
     if unknown := sorted(name for name in environment if name.startswith(PREFIX) and name not in known):
         raise UserError(f"{unknown[0]} is no setting of the agent: correct or remove it from the environment")
     try:
-        return AgentConfig(**{name: value for name, value in given.items() if value is not None})
+        config = AgentConfig(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         raise UserError(f"setting {name}: {first['msg']}") from error
+    _check_businesses(config.businesses)
+    return config
+
+
+def _check_businesses(businesses: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, options in businesses.items():
+        if unknown := sorted(set(options) - KNOWN_OPTIONS):
+            raise UserError(f"setting businesses.{name}.{unknown[0]}: there is no such option")
+        try:
+            read_profile(options)
+        except InvalidInputError as error:
+            raise UserError(f"setting businesses.{name}: {error}") from error

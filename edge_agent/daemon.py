@@ -22,6 +22,8 @@ from starlette.applications import Starlette
 from edge_agent.client import FleetClient
 from edge_agent.config import AgentConfig
 from edge_agent.device import Device
+from edge_agent.engine_child import EngineChild
+from edge_agent.engine_wire import Heartbeat
 from edge_agent.errors import AgentError, FinalError, TransientError
 from edge_agent.host import Host
 from edge_agent.journal import replace_file
@@ -34,6 +36,7 @@ from edge_agent.states import Entry, State
 from edge_agent.store import Store
 from edge_agent.telemetry import Telemetry
 from edge_agent.updater import Updater
+from engine.metrics import Usage
 
 log = structlog.get_logger()
 
@@ -80,6 +83,8 @@ class Daemon:
         )
         components.updater.on_change = self.note_change
         components.host.on_damage = self.note_damage
+        components.host.on_beat = self.note_beat
+        components.host.on_quarantine = self.note_quarantine
         self._etag: str | None = None
         self._server_problem: str | None = None
         self._last_contact_s: float | None = None
@@ -137,6 +142,16 @@ class Daemon:
         """An engine found a bundle of this set damaged."""
         self._suspect = desired
         self._repair_due.set()
+
+    def note_beat(self, child: EngineChild, heartbeat: Heartbeat) -> None:
+        """An engine has sent its figures."""
+        self.components.recorder.engine_beat(self.components.host, child, heartbeat)
+
+    def note_quarantine(self) -> None:
+        """An adapter is not run any more: the fleet and people shall hear."""
+        self.components.recorder.adapter_quarantined()
+        self._report_due.set()
+        self._status_due.set()
 
     # Boot
 
@@ -251,12 +266,16 @@ class Daemon:
                 "last_contact_at_s": self._last_contact_s,
                 "problem": self._server_problem,
             },
-            "speed": {
-                "decode_tokens_per_s": components.recorder.decode_tokens_per_s,
-                "ttft_s": components.recorder.ttft_s,
-            },
+            "speed": _speed(components.recorder.last_usage),
             "telemetry": {"batches": components.telemetry.num_batches, "spool_bytes": components.telemetry.spool_bytes},
         }
+
+
+def _speed(usage: Usage | None) -> dict[str, float | None]:
+    """Of the last answer."""
+    if usage is None:
+        return {"decode_tokens_per_s": None, "ttft_s": None}
+    return {"decode_tokens_per_s": usage.decode_tokens_per_s or None, "ttft_s": usage.ttft_s}
 
 
 class _Server(uvicorn.Server):

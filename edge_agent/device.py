@@ -15,6 +15,7 @@ import psutil
 
 from edge_agent.host import Host
 from edge_agent.protocol import DesiredState, DeviceReport, Hardware, Progress, ReleaseRef
+from edge_agent.served import Model
 from edge_agent.states import Entry
 from edge_agent.trust import Identity
 
@@ -78,6 +79,7 @@ class Device:
             free_disk_bytes=free_disk_bytes,
             free_memory_bytes=int(psutil.virtual_memory().available),
             engine_restarts=host.num_restarts,
+            quarantined=_quarantined(served, host),
         )
 
     def status(self, entry: Entry, progress: Progress | None, host: Host) -> dict[str, Any]:
@@ -93,6 +95,8 @@ class Device:
             "attempt": entry.attempt,
             "progress": asdict(progress) if progress else None,
             "engine": dict(_engine(host)),
+            "businesses": [_business(model) for model in host.models],
+            "quarantined": list(_quarantined(entry.served, host)),
         }
 
 
@@ -106,8 +110,20 @@ def _engine(host: Host) -> Mapping[str, Any]:
         "backend": served.child.backend,
         "pss_bytes": served.child.pss_bytes(),
         "in_flight": host.num_in_flight,
+        "waiting": served.child.num_waiting,
+        "memory_bytes": dict(served.child.memory_bytes),
         "restarts": host.num_restarts,
     }
+
+
+def _business(model: Model) -> dict[str, Any]:
+    business = model.profile.business
+    return {"model": model.name, **asdict(business)}
+
+
+def _quarantined(served: DesiredState | None, host: Host) -> tuple[str, ...]:
+    """Digests of the served set's adapters that are not run."""
+    return tuple(ref.digest for ref in served.adapters if ref.digest in host.quarantine) if served else ()
 
 
 def _set(desired: DesiredState | None) -> dict[str, Any] | None:

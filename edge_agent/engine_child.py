@@ -14,11 +14,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 import structlog
 
+from edge_agent.business import Profile
+from edge_agent.crash_marker import CrashMarker
 from edge_agent.engine_wire import (
     MAX_LINE_BYTES,
     Cancel,
@@ -56,10 +58,21 @@ class ChildSettings:
     stop_timeout_s: float = 5.0
 
 
+class Watcher(Protocol):
+    """Who hears of a process."""
+
+    def child_beat(self, child: EngineChild, heartbeat: Heartbeat) -> None:
+        """It has sent its figures."""
+
+    def child_gone(self, child: EngineChild) -> None:
+        """It has ended, for whatever reason."""
+
+
 class Answer:
     """The pieces of one answer as they come. Closing it early cancels the request."""
 
-    def __init__(self, queue: asyncio.Queue[Piece | AgentError], release: Callable[[bool], None]) -> None:
+    def __init__(self, call_id: str, queue: asyncio.Queue[Piece | AgentError], release: Callable[[bool], None]) -> None:
+        self.call_id = call_id
         self._queue = queue
         self._release = release
         self._is_over = False
@@ -88,15 +101,22 @@ class Answer:
 class EngineChild:
     """A running engine process; made by `start`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, settings: ChildSettings) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, settings: ChildSettings, marker: CrashMarker, watcher: Watcher
+    ) -> None:
         self.base = ""
         self.backend = ""
-        self.counters: Mapping[str, float] = {}
+        self.memory_bytes: Mapping[str, int] = {}
+        """What was resident when the engine looked last, by kind."""
+        self.num_running = self.num_waiting = 0
         self.loaded: set[str] = set()
         """Digests of the adapters that it knows, or will know when it has read its input."""
         self._leaving: set[str] = set()
         self._process = process
         self._settings = settings
+        self._marker = marker
+        self._watcher = watcher
+        self._is_stopping = False
         self._call_ids = itertools.count(1)
         self._opened: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
         self._calls: dict[str, asyncio.Future[str]] = {}
@@ -105,20 +125,25 @@ class EngineChild:
         self._changed = asyncio.Event()
         self._last_beat_s = time.monotonic()
         self._gone: EngineGoneError | None = None
+        self._suspects: frozenset[str] = frozenset()
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
-    async def start(
-        cls, bundle: Path, settings: ChildSettings, on_gone: Callable[[EngineChild], None] = lambda _: None
-    ) -> EngineChild:
+    async def start(cls, bundle: Path, settings: ChildSettings, watcher: Watcher) -> EngineChild:
         """Start a process; raises `EngineRefusedError` if the base can't be opened, else `EngineGoneError`."""
-        process = await asyncio.create_subprocess_exec(
-            *settings.command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=MAX_LINE_BYTES,
-        )
-        child = cls(process, settings)
+        marker = CrashMarker.make()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *settings.command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=MAX_LINE_BYTES,
+                pass_fds=(marker.descriptor,),
+            )
+        except BaseException:
+            marker.close()
+            raise
+        child = cls(process, settings, marker, watcher)
         reader = asyncio.create_task(child._read())
         child._tasks = [reader, asyncio.create_task(child._watch())]
         try:
@@ -126,7 +151,7 @@ class EngineChild:
         except BaseException:
             await child.stop()
             raise
-        reader.add_done_callback(lambda _: on_gone(child))
+        reader.add_done_callback(lambda _: watcher.child_gone(child))
         return child
 
     @property
@@ -161,7 +186,7 @@ class EngineChild:
             return
         self.loaded.add(digest)
         try:
-            found = await self._call(LoadAdapter(self._next_id(), str(bundle)))
+            found = await self._call(LoadAdapter(self._next_id(), str(bundle), digest))
             if found != digest:
                 raise EngineRefusedError(f"{bundle} holds {found[:12]}, not {digest[:12]}", code="bad_bundle")
         except AgentError:
@@ -180,14 +205,17 @@ class EngineChild:
         finally:
             self._leaving.discard(digest)
 
-    def submit(self, prompt: Prompt, *, adapter: str | None, sampling: Mapping[str, Any]) -> Answer:
-        """Start a request; close the answer when done with it."""
+    def submit(self, prompt: Prompt, *, adapter: str | None, profile: Profile, leader: str | None = None) -> Answer:
+        """Start a request; close the answer when done with it.
+
+        `leader`: the call of another request with the same prompt, whose work on it is to serve this one too.
+        """
         call_id = self._next_id()
-        self._send(Generate(call_id, prompt, adapter, sampling))
+        self._send(Generate(call_id, prompt, adapter, profile.sampling, profile.business, leader))
         self._in_flight[adapter] += 1
         queue: asyncio.Queue[Piece | AgentError] = asyncio.Queue()
         self._streams[call_id] = queue
-        return Answer(queue, lambda is_over: self._release(call_id, adapter, is_over=is_over))
+        return Answer(call_id, queue, lambda is_over: self._release(call_id, adapter, is_over=is_over))
 
     def _release(self, call_id: str, adapter: str | None, *, is_over: bool) -> None:
         del self._streams[call_id]
@@ -212,8 +240,14 @@ class EngineChild:
         if self.is_alive:
             await self._changed.wait()
 
+    @property
+    def suspects(self) -> frozenset[str]:
+        """Digests of the adapters that it ran or loaded last: if it died on its own, one of them may be why."""
+        return frozenset() if self._is_stopping else self._suspects
+
     async def stop(self) -> None:
         """Let it go at the end of its input, kill it if it does not."""
+        self._is_stopping = True
         with suppress(OSError, RuntimeError):
             assert self._process.stdin is not None
             self._process.stdin.close()
@@ -235,7 +269,7 @@ class EngineChild:
 
     async def _open(self, bundle: Path) -> None:
         settings = self._settings
-        self._send(OpenEngine(str(bundle), settings.config, settings.heartbeat_interval_s))
+        self._send(OpenEngine(str(bundle), settings.config, settings.heartbeat_interval_s, self._marker.descriptor))
         try:
             async with asyncio.timeout(settings.open_timeout_s):
                 opened = await asyncio.shield(self._opened)
@@ -286,7 +320,7 @@ class EngineChild:
             case Opened() if not self._opened.done():
                 self._opened.set_result(message)
             case Heartbeat():
-                self.counters = message.counters
+                self._take_heartbeat(message)
             case Piece():
                 self._take_piece(message)
             case Done():
@@ -298,17 +332,15 @@ class EngineChild:
         queue = self._streams.get(piece.call_id)
         if queue is None:  # cancelled, and this was under way
             return
-        if piece.finish_reason == "error":
-            queue.put_nowait(EngineRefusedError(piece.error or "the engine gave up", code="generation_failed"))
-        else:
-            queue.put_nowait(piece)
+        queue.put_nowait(piece if piece.failure is None else _error_of(piece.failure))
+
+    def _take_heartbeat(self, heartbeat: Heartbeat) -> None:
+        self.num_running, self.num_waiting = heartbeat.num_running, heartbeat.num_waiting
+        self.memory_bytes = heartbeat.memory_bytes or self.memory_bytes
+        self._watcher.child_beat(self, heartbeat)
 
     def _take_failure(self, failed: Failed) -> None:
-        error: AgentError = (
-            TransientError(failed.message, code=failed.code)
-            if failed.is_transient
-            else EngineRefusedError(failed.message, code=failed.code)
-        )
+        error = _error_of(failed)
         if not failed.call_id and not self._opened.done():
             self._opened.set_exception(error)
         elif failed.call_id in self._streams:
@@ -341,6 +373,8 @@ class EngineChild:
         if self._gone:
             return
         self._gone = EngineGoneError(f"{reason}; send the request again")
+        self._suspects = self._marker.read()
+        self._marker.close()
         if not self._opened.done():
             self._opened.set_exception(self._gone)
             self._opened.exception()  # whoever has started it may have left
@@ -349,6 +383,12 @@ class EngineChild:
         for queue in self._streams.values():
             queue.put_nowait(self._gone)
         self._changed.set()
+
+
+def _error_of(failed: Failed) -> AgentError:
+    if failed.is_transient:
+        return TransientError(failed.message, code=failed.code, retry_after_s=failed.retry_after_s)
+    return EngineRefusedError(failed.message, code=failed.code)
 
 
 def _spell(code: int) -> str:

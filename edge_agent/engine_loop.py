@@ -13,11 +13,12 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from edge_agent.crash_marker import CrashMarker
 from edge_agent.engine_wire import (
     Cancel,
     Command,
@@ -30,14 +31,14 @@ from edge_agent.engine_wire import (
     Opened,
     OpenEngine,
     Piece,
-    Prompt,
     UnloadAdapter,
     from_line,
     to_line,
 )
-from engine.errors import CapacityError, EngineError
+from engine.errors import CapacityError, EngineError, RequestTimeoutError
 
 Send = Callable[[Message], None]
+_HEARTBEATS_PER_MEMORY = 10
 
 
 class ServedEngine(Protocol):
@@ -56,7 +57,7 @@ class ServedEngine(Protocol):
     def unload_adapter(self, digest: str) -> None:
         """Forget an adapter."""
 
-    def submit(self, call_id: str, prompt: Prompt, adapter: str | None, sampling: Mapping[str, Any]) -> None:
+    def submit(self, call: Generate) -> None:
         """Queue a request."""
 
     def cancel(self, call_id: str) -> None:
@@ -65,21 +66,39 @@ class ServedEngine(Protocol):
     def step(self) -> Iterable[Piece]:
         """Run one step."""
 
-    def counters(self) -> Mapping[str, float]:
-        """Figures that grow from the start on."""
+    def heartbeat(self, *, with_memory: bool) -> Heartbeat:
+        """What was counted since the last one; a look at the memory takes longer than all else."""
 
 
-OpenServed = Callable[[Path, Mapping[str, Any]], ServedEngine]
+class Marker(Protocol):
+    """Where an engine notes which adapters it is about to run."""
+
+    def note(self, adapters: Collection[str]) -> None:
+        """These, or none."""
+
+
+class NoMarker:
+    """Nobody will read it."""
+
+    def note(self, adapters: Collection[str]) -> None:
+        """Forget it."""
+
+
+NO_MARKER = NoMarker()
+OpenServed = Callable[[Path, Mapping[str, Any], Marker], ServedEngine]
 
 
 class EngineLoop:
     """Commands in, steps in between, messages out."""
 
-    def __init__(self, engine: ServedEngine, send: Send, heartbeat_interval_s: float) -> None:
+    def __init__(
+        self, engine: ServedEngine, send: Send, heartbeat_interval_s: float, marker: Marker = NO_MARKER
+    ) -> None:
         self._engine = engine
         self._send = send
+        self._marker = marker
         self._heartbeat_interval_s = heartbeat_interval_s
-        self._next_heartbeat_s = time.monotonic()
+        self._next_heartbeat_s = self._next_memory_s = time.monotonic()
 
     def run(self, commands: queue.SimpleQueue[Command]) -> None:
         """For ever: the process ends when its input does."""
@@ -88,12 +107,17 @@ class EngineLoop:
             self._obey_waiting(commands)
             for piece in self._engine.step() if self._engine.has_work else ():
                 self._send(piece)
+            self._marker.note(())
 
     def _beat(self) -> None:
         now_s = time.monotonic()
-        if now_s >= self._next_heartbeat_s:
-            self._send(Heartbeat(self._engine.counters()))
-            self._next_heartbeat_s = now_s + self._heartbeat_interval_s
+        if now_s < self._next_heartbeat_s:
+            return
+        with_memory = now_s >= self._next_memory_s
+        self._send(self._engine.heartbeat(with_memory=with_memory))
+        self._next_heartbeat_s = now_s + self._heartbeat_interval_s
+        if with_memory:
+            self._next_memory_s = now_s + _HEARTBEATS_PER_MEMORY * self._heartbeat_interval_s
 
     def _obey_waiting(self, commands: queue.SimpleQueue[Command]) -> None:
         """All commands that are there; if there is nothing else to do, wait for one until the next heartbeat."""
@@ -113,21 +137,24 @@ class EngineLoop:
         try:
             self._call(command)
         except EngineError as error:
-            self._send(_failed(command.call_id, error))
+            self._send(failure_of(command.call_id, error))
 
     def _call(self, command: LoadAdapter | UnloadAdapter | Generate) -> None:
         match command:
             case LoadAdapter():
+                self._marker.note((command.digest,))
                 self._send(Done(command.call_id, self._engine.load_adapter(Path(command.bundle))))
             case UnloadAdapter():
                 self._engine.unload_adapter(command.digest)
                 self._send(Done(command.call_id))
             case Generate():
-                self._engine.submit(command.call_id, command.prompt, command.adapter, command.sampling)
+                self._engine.submit(command)
 
 
-def _failed(call_id: str, error: EngineError) -> Failed:
-    return Failed(call_id, error.code, str(error), is_transient=isinstance(error, CapacityError))
+def failure_of(call_id: str, error: EngineError) -> Failed:
+    """An error of the engine as the agent hears of it."""
+    is_transient = isinstance(error, CapacityError | RequestTimeoutError)
+    return Failed(call_id, error.code, str(error), is_transient, getattr(error, "retry_after_s", None))
 
 
 def serve(open_engine: OpenServed) -> None:
@@ -142,16 +169,17 @@ def serve(open_engine: OpenServed) -> None:
 
     command = from_line(source.readline() or b"null")
     assert isinstance(command, OpenEngine)
+    marker = NO_MARKER if command.marker_descriptor is None else CrashMarker(command.marker_descriptor)
     commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
     threading.Thread(target=_read_commands, args=(source, commands), daemon=True).start()
     try:
-        engine = open_engine(Path(command.bundle), command.config)
+        engine = open_engine(Path(command.bundle), command.config, marker)
     except EngineError as error:
-        send(_failed("", error))
+        send(failure_of("", error))
         return
     with suppress(BrokenPipeError):  # the agent is gone
         send(Opened(engine.base_digest, engine.backend))
-        EngineLoop(engine, send, command.heartbeat_interval_s).run(commands)
+        EngineLoop(engine, send, command.heartbeat_interval_s, marker).run(commands)
 
 
 def _claim_pipes() -> tuple[BinaryIO, BinaryIO]:

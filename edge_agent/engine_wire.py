@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from engine.business import Business
+from engine.metrics import Counters, Usage
 from engine.strict_json import DecodeError, canonical_json, from_document
 
 MAX_LINE_BYTES = 16 << 20
@@ -17,19 +19,24 @@ MAX_LINE_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class OpenEngine:
-    """First of all: the base to open, and the engine's configuration as plain values."""
+    """First of all: the base to open, and the engine's configuration as plain values.
+
+    marker_descriptor: of the page that `edge_agent.crash_marker` describes.
+    """
 
     bundle: str
     config: Mapping[str, Any] = field(default_factory=dict)
     heartbeat_interval_s: float = 1.0
+    marker_descriptor: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LoadAdapter:
-    """Make an adapter's bundle known."""
+    """Make an adapter's bundle known. `digest` is what it should be."""
 
     call_id: str
     bundle: str
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +49,32 @@ class UnloadAdapter:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Messages for the chat template, or plain text."""
+    """Messages for the chat template, plain text, or tokens.
+
+    `beginning` is how the answer to messages must begin: it is put behind them, and is no part of what comes back.
+    """
 
     messages: tuple[Mapping[str, Any], ...] | None = None
     tools: tuple[Mapping[str, Any], ...] | None = None
+    tool_choice: str | None = None
+    beginning: str = ""
     text: str | None = None
+    token_ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Start a request. `sampling` holds fields of `engine.sampling.SamplingParams`."""
+    """Start a request. `sampling` holds fields of `engine.sampling.SamplingParams`.
+
+    `leader`: the call of another request with the same prompt, if the two are to share the work on it.
+    """
 
     call_id: str
     prompt: Prompt
     adapter: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    business: Business = field(default_factory=Business)
+    leader: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,36 +108,58 @@ class Failed:
     code: str
     message: str
     is_transient: bool = False
+    retry_after_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
-    """What a request took, see `engine.sequence.Usage`."""
+class TokenChoice:
+    """A token as text, and the logarithm of its probability."""
 
-    prompt_tokens: int
-    completion_tokens: int
-    ttft_s: float
-    prefill_s: float
-    decode_s: float
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """A token of an answer, and the likeliest ones in its place."""
+
+    chosen: TokenChoice
+    likeliest: tuple[TokenChoice, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one step added to an answer; the last one has a finish reason and the timing."""
+    """What one step added to an answer; the last one has a finish reason and what the request took.
+
+    After an error `failure` says what went wrong, with the call's id.
+    """
 
     call_id: str
     text: str
     num_tokens: int
     finish_reason: str | None = None
-    timing: Timing | None = None
-    error: str | None = None
+    usage: Usage | None = None
+    failure: Failed | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the engine counted for an adapter and a business since the last reading."""
+
+    adapter: str | None
+    business: str
+    counters: Counters
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Sent between steps and while idle. Counters grow from the engine's start."""
+    """Sent between steps and while idle. `memory_bytes`: what is resident, by kind; empty if nobody looked."""
 
-    counters: Mapping[str, float] = field(default_factory=dict)
+    readings: tuple[Reading, ...] = ()
+    memory_bytes: Mapping[str, int] = field(default_factory=dict)
+    num_running: int = 0
+    num_waiting: int = 0
 
 
 Command = OpenEngine | LoadAdapter | UnloadAdapter | Generate | Cancel

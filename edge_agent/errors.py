@@ -88,6 +88,12 @@ class NotServingError(TransientError):
     code = "not_serving"
 
 
+class QuarantinedError(TransientError):
+    """The adapter took the engine down too often; the device waits for another version of it."""
+
+    code = "adapter_quarantined"
+
+
 class FinalError(AgentError):
     """Trying the same again cannot help; something else must change first."""
 

@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psutil
 import structlog
 
-from edge_agent.business import sampling_of
+from edge_agent.business import Profile, profile_of
 from edge_agent.checks import memory_bytes
 from edge_agent.engine_child import Answer, ChildSettings, EngineChild
-from edge_agent.engine_wire import Prompt
-from edge_agent.errors import AgentError, EngineGoneError, NotServingError, TransientError
+from edge_agent.engine_wire import Heartbeat, Prompt
+from edge_agent.errors import AgentError, EngineGoneError, NotServingError, QuarantinedError, TransientError
 from edge_agent.protocol import DesiredState, Problem, ReleaseRef
+from edge_agent.quarantine import MOST_CRASHES, Quarantine
 from edge_agent.schedule import Backoff
+from edge_agent.served import Model, Served, Staged
 from edge_agent.store import Store
 from engine.artifact import AdapterManifest, Manifest
 
@@ -39,54 +41,23 @@ class HostSettings:
     max_in_flight: int = 64
     ready_wait_s: float = 5.0
     drain_timeout_s: float = 120.0
+    businesses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What this device says of businesses, by the names of their models; it overrides what ships with adapters."""
     restart: Backoff = field(default_factory=lambda: Backoff(0.5, 60.0))
     stable_s: float = 60.0
     """A process that has lived so long is started again at once; one that died sooner waits longer each time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
-    """What a name stands for now: the base alone, or the base with an adapter and its business's sampling."""
-
-    name: str
-    release: ReleaseRef
-    base: ReleaseRef
-    adapter: str | None
-    sampling: Mapping[str, Any]
-    child: EngineChild
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A set on an engine process. Exchanged as a whole, never changed."""
-
-    desired: DesiredState
-    child: EngineChild
-    models: Mapping[str, Model]
-    since_s: float = field(default_factory=time.time)
-
-    @property
-    def adapters(self) -> frozenset[str]:
-        """Digests of the set's adapters."""
-        return frozenset(ref.digest for ref in self.desired.adapters)
-
-
-@dataclass(frozen=True, slots=True)
-class Staged:
-    """A set on trial. `served` is None for the empty set; `is_in_place` says that it is on the process that serves."""
-
-    desired: DesiredState
-    served: Served | None
-    is_in_place: bool = False
-
-
 class Host:
     """Serves the committed set, and stages the next."""
 
-    def __init__(self, store: Store, settings: HostSettings) -> None:
+    def __init__(self, store: Store, settings: HostSettings, quarantine: Quarantine) -> None:
         self.on_damage: Callable[[DesiredState], None] = lambda _: None
+        self.on_beat: Callable[[EngineChild, Heartbeat], None] = lambda _child, _heartbeat: None
+        self.on_quarantine: Callable[[], None] = lambda: None
         self.num_restarts = 0
         self.problem: Problem | None = None
+        self.quarantine = quarantine
         self._store = store
         self._settings = settings
         self._committed: DesiredState | None = None
@@ -99,12 +70,19 @@ class Host:
         self._revival: asyncio.Task[None] | None = None
         self._num_failures = 0
         """Crashes and failed starts that followed each other closely."""
+        self._isolates = False
+        """Whether adapters run in steps of their own for a while, to find out which one takes the engine down."""
         self._background: set[asyncio.Task[None]] = set()
 
     @property
     def served(self) -> Served | None:
         """What answers requests now; None while nothing does."""
         return self._served
+
+    @property
+    def models(self) -> Collection[Model]:
+        """What can be asked for now."""
+        return self._served.models.values() if self._served else ()
 
     @property
     def num_in_flight(self) -> int:
@@ -128,15 +106,24 @@ class Host:
             raise NotServingError("the engine is starting: try again in a moment", retry_after_s=2)
         return served.models.get(name)
 
-    def submit(self, model: Model, prompt: Prompt, sampling: Mapping[str, Any]) -> Answer:
-        """Start a request; raises `NotServingError` if there are too many."""
+    def submit(self, model: Model, prompt: Prompt, sampling: Mapping[str, Any], leader: str | None = None) -> Answer:
+        """Start a request, with `sampling` over what its business says; see `EngineChild.submit`.
+
+        Raises `NotServingError` if there are too many, `QuarantinedError` if the adapter must not run.
+        """
+        if model.adapter in self.quarantine:
+            raise QuarantinedError(
+                f"{model.name} {model.release.version} is not run on this device any more, since the engine crashed "
+                f"{MOST_CRASHES} times while it ran it: roll out another version"
+            )
         if model.child.num_in_flight >= self._settings.max_in_flight:
             raise NotServingError(
                 f"{model.child.num_in_flight} requests are in flight already: try again in a moment",
                 code="queue_full",
                 retry_after_s=1,
             )
-        return model.child.submit(prompt, adapter=model.adapter, sampling=sampling)
+        profile = replace(model.profile, sampling={**model.profile.sampling, **sampling})
+        return model.child.submit(prompt, adapter=model.adapter, profile=profile, leader=leader)
 
     async def stage(self, desired: DesiredState) -> None:
         """Make a set ready to be probed; the served one goes on, unless memory has no room for two bases."""
@@ -159,7 +146,8 @@ class Host:
         if staged is None and self._committed == desired:
             return  # after a restart: `start` has begun already
         self._committed, self._staged, self._fresh = desired, None, None
-        self._num_failures = 0
+        self._num_failures, self._isolates = 0, False
+        self.quarantine.keep_only({ref.digest for ref in desired.adapters})
         await self._stop_reviving()
         if staged and staged.desired == desired and (staged.served is None or staged.served.child.is_alive):
             self._exchange(staged.served)
@@ -235,17 +223,21 @@ class Host:
 
     async def _load_adapters(self, child: EngineChild, desired: DesiredState) -> None:
         for ref in desired.adapters:
-            await child.load_adapter(self._store.bundle(ref.digest), ref.digest)
+            if ref.digest not in self.quarantine:
+                await child.load_adapter(self._store.bundle(ref.digest), ref.digest)
 
     def _served_on(self, child: EngineChild, desired: DesiredState) -> Served:
         base = desired.base
         assert base is not None
-        models = {base.name: Model(base.name, base, base, None, {}, child)}
+        models = {base.name: Model(base.name, base, base, None, self._profile(base), child)}
         for ref in desired.adapters:
-            manifest = self._store.manifest(ref.digest)
-            sampling = sampling_of(manifest.business) if isinstance(manifest, AdapterManifest) else {}
-            models[ref.name] = Model(ref.name, ref, base, ref.digest, sampling, child)
+            models[ref.name] = Model(ref.name, ref, base, ref.digest, self._profile(ref), child)
         return Served(desired, child, models)
+
+    def _profile(self, ref: ReleaseRef) -> Profile:
+        manifest = self._store.manifest(ref.digest)
+        shipped = manifest.business if isinstance(manifest, AdapterManifest) else {}
+        return profile_of(ref.name, shipped, self._settings.businesses.get(ref.name))
 
     # The exchange, and what it leaves behind
 
@@ -292,12 +284,21 @@ class Host:
     # Keeping the committed set alive
 
     async def _start_child(self, base: ReleaseRef) -> EngineChild:
-        child = await EngineChild.start(self._store.bundle(base.digest), self._settings.child, self._child_gone)
+        settings = self._settings.child
+        if self._isolates:
+            settings = replace(settings, config={**settings.config, "mixes_adapters": False})
+        child = await EngineChild.start(self._store.bundle(base.digest), settings, self)
         self._children.add(child)
         return child
 
-    def _child_gone(self, child: EngineChild) -> None:
+    def child_beat(self, child: EngineChild, heartbeat: Heartbeat) -> None:
+        """A process has sent its figures."""
+        self.on_beat(child, heartbeat)
+
+    def child_gone(self, child: EngineChild) -> None:
+        """A process has ended; if it served, another one is started."""
         self._children.discard(child)
+        self._note_suspects(child)
         if self._served and self._served.child is child:
             lived_s = time.time() - self._served.since_s
             self._num_failures = 1 if lived_s > self._settings.stable_s else self._num_failures + 1
@@ -305,6 +306,16 @@ class Host:
             self.num_restarts += 1
             self._exchange(None)
             self._revive()
+
+    def _note_suspects(self, child: EngineChild) -> None:
+        """Count the crash against the adapters that ran; if there were several, from now on each runs by itself."""
+        if not child.suspects:
+            return
+        self._isolates = self._isolates or len(child.suspects) > 1
+        quarantined = self.quarantine.note_crash(child.suspects)
+        log.error("host.adapters_suspected", digests=sorted(child.suspects), quarantined=sorted(quarantined))
+        if quarantined:
+            self.on_quarantine()
 
     @property
     def _is_reviving(self) -> bool:

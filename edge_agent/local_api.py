@@ -29,12 +29,14 @@ from starlette.types import Receive, Scope, Send
 
 from edge_agent import openai_responses as documents
 from edge_agent.engine_child import Answer
-from edge_agent.engine_wire import Piece, Timing
+from edge_agent.engine_wire import Piece
 from edge_agent.errors import AgentError, EngineRefusedError, TransientError, UserError
-from edge_agent.host import Host, Model
+from edge_agent.host import Host
 from edge_agent.openai_requests import Asked, BadRequestError, parse_chat, parse_completion
-from edge_agent.recorder import Outcome, Recorder
+from edge_agent.recorder import Outcome, Recorder, outcome_of
+from edge_agent.served import Model
 from edge_agent.tool_calls import ToolCall, parse_tool_calls
+from engine.metrics import Usage
 
 _LOOPBACK = ("127.0.0.1", "localhost")
 USUAL_PORT = 8455
@@ -76,7 +78,7 @@ class Reply:
     answer: Answer
     recorder: Recorder
     finish_reason: str | None = None
-    timing: Timing | None = None
+    usage: Usage | None = None
     outcome: Outcome = Outcome.CANCELLED
     is_closed: bool = False
 
@@ -84,22 +86,22 @@ class Reply:
         try:
             async for piece in self.answer:
                 if piece.finish_reason:
-                    self.finish_reason, self.timing, self.outcome = piece.finish_reason, piece.timing, Outcome.FINISHED
+                    self.finish_reason, self.usage, self.outcome = piece.finish_reason, piece.usage, Outcome.FINISHED
                 yield piece
-        except AgentError:
-            self.outcome = Outcome.FAILED
+        except AgentError as error:
+            self.outcome = outcome_of(error)
             raise
 
     def extra(self) -> documents.Extra:
         """The figures of the finished answer."""
-        return documents.Extra(self.model, self.timing or Timing(0, 0, 0.0, 0.0, 0.0))
+        return documents.Extra(self.model, self.usage or Usage())
 
     def close(self) -> None:
         """Give up what has not come yet."""
         if not self.is_closed:
             self.is_closed = True
             self.answer.close()
-            self.recorder.request_ended(self.model, self.outcome, self.timing)
+            self.recorder.request_ended(self.model, self.outcome, self.usage)
 
 
 class EventStream(StreamingResponse):
@@ -194,7 +196,7 @@ class LocalApi:
         if model is None:
             raise _unknown_model(asked.model)
         # No await up to here from `resolve`: the adapter can't be unloaded before the request counts as in flight.
-        answer = self._host.submit(model, asked.prompt, {**model.sampling, **asked.sampling})
+        answer = self._host.submit(model, asked.prompt, asked.sampling)
         reply = Reply(asked, model, answer, self._recorder)
         if asked.stream:
             return await _stream(request, reply)

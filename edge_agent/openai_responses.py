@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from edge_agent.engine_wire import Timing
-from edge_agent.host import Model
 from edge_agent.openai_requests import Asked
+from edge_agent.served import Model
 from edge_agent.tool_calls import ToolCall
+from engine.metrics import Usage
 
 
 def completion(
@@ -26,7 +26,10 @@ def completion(
             message |= {"content": text or None, "tool_calls": [_call_document(call) for call in calls]}
         choice = {"message": message}
     name = "chat.completion" if asked.kind == "chat" else "text_completion"
-    return _envelope(asked, name, [_choice(choice, finish_reason)]) | {"usage": extra.usage(), "socle": extra.socle()}
+    return _envelope(asked, name, [_choice(choice, finish_reason)]) | {
+        "usage": extra.usage_document(),
+        "socle": extra.socle_document(),
+    }
 
 
 def first_chunk(asked: Asked) -> list[dict[str, Any]]:
@@ -45,12 +48,12 @@ def tool_calls_chunk(asked: Asked, calls: list[ToolCall]) -> dict[str, Any]:
 
 
 def last_chunks(asked: Asked, finish_reason: str | None, extra: Extra) -> list[dict[str, Any]]:
-    """The finish reason with our timing, then the usage if it was asked for."""
-    last = _chunk(asked, {} if asked.kind == "chat" else "", finish_reason) | {"socle": extra.socle()}
+    """The finish reason with our figures, then the usage if it was asked for."""
+    last = _chunk(asked, {} if asked.kind == "chat" else "", finish_reason) | {"socle": extra.socle_document()}
     if not asked.include_usage:
         return [last]
     name = "chat.completion.chunk" if asked.kind == "chat" else "text_completion"
-    return [last, _envelope(asked, name, []) | {"usage": extra.usage()}]
+    return [last, _envelope(asked, name, []) | {"usage": extra.usage_document()}]
 
 
 def error_document(message: str, *, kind: str, code: str | None, param: str | None = None) -> dict[str, Any]:
@@ -76,44 +79,35 @@ class Extra:
     """Figures of a finished answer."""
 
     model: Model
-    timing: Timing
+    usage: Usage
 
-    def usage(self) -> dict[str, Any]:
+    def usage_document(self) -> dict[str, Any]:
         """OpenAI's `usage`."""
-        timing = self.timing
+        usage = self.usage
         return {
-            "prompt_tokens": timing.prompt_tokens,
-            "completion_tokens": timing.completion_tokens,
-            "total_tokens": timing.prompt_tokens + timing.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": 0},
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         }
 
-    def socle(self) -> dict[str, Any]:
+    def socle_document(self) -> dict[str, Any]:
         """Our `socle` object: releases, and how fast it was. The first answer token comes out of the prefill."""
-        timing, model = self.timing, self.model
+        usage, model = self.usage, self.model
         return {
             "base": model.base.digest,
             "adapter": model.adapter,
             "version": model.release.version,
             "backend": model.child.backend,
-            "ttft_s": timing.ttft_s,
-            "prefill_tokens": timing.prompt_tokens,
-            "prefill_s": timing.prefill_s,
-            "prefill_tokens_per_s": prefill_tokens_per_s(timing),
-            "decode_tokens": max(timing.completion_tokens - 1, 0),
-            "decode_s": timing.decode_s,
-            "decode_tokens_per_s": decode_tokens_per_s(timing),
+            "queue_s": usage.queue_s,
+            "ttft_s": usage.ttft_s,
+            "prefill_tokens": usage.prompt_tokens - usage.cached_tokens,
+            "prefill_s": usage.prefill_s,
+            "prefill_tokens_per_s": usage.prefill_tokens_per_s,
+            "decode_tokens": max(usage.completion_tokens - 1, 0),
+            "decode_s": usage.decode_s,
+            "decode_tokens_per_s": usage.decode_tokens_per_s,
         }
-
-
-def prefill_tokens_per_s(timing: Timing) -> float:
-    """0 if nothing was measured."""
-    return timing.prompt_tokens / timing.prefill_s if timing.prefill_s > 0 else 0.0
-
-
-def decode_tokens_per_s(timing: Timing) -> float:
-    """0 for answers of less than two tokens: the first one is no decode step."""
-    return (timing.completion_tokens - 1) / timing.decode_s if timing.completion_tokens > 1 and timing.decode_s else 0.0
 
 
 def _envelope(asked: Asked, name: str, choices: list[dict[str, Any]]) -> dict[str, Any]:

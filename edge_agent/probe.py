@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 
+from edge_agent.business import Profile
 from edge_agent.engine_wire import Prompt
 from edge_agent.errors import EngineRefusedError, ProbeError
-from edge_agent.host import Model
+from edge_agent.served import Model
 from engine.artifact import AdapterManifest, GoldenPrompt, Manifest
 
 _GREETING = Prompt(messages=({"role": "user", "content": "Hi"},))
@@ -69,7 +70,8 @@ async def _answer(model: Model, prompt: Prompt, max_tokens: int) -> str:
     """The greedy answer; a request that the engine turns down is a failed probe."""
     sampling = {"temperature": 0.0, "max_tokens": max_tokens}
     try:
-        with closing(model.child.submit(prompt, adapter=model.adapter, sampling=sampling)) as pieces:
+        profile = Profile(model.profile.business, sampling)
+        with closing(model.child.submit(prompt, adapter=model.adapter, profile=profile)) as pieces:
             return "".join([piece.text async for piece in pieces])
     except EngineRefusedError as error:
         raise ProbeError(

@@ -155,7 +155,8 @@ class DeviceReport:
     """What a device *has*. The server believes this over anything that it planned.
 
     `revision` is the one that the device serves (0: none yet), `target_revision` the one that it works on or failed at.
-    `sent_at_s` is the device's clock, Unix seconds.
+    `sent_at_s` is the device's clock, Unix seconds. `quarantined` are digests of adapters of the set that are not run,
+    because they took the engine down.
     """
 
     device_id: str
@@ -173,6 +174,7 @@ class DeviceReport:
     free_disk_bytes: int = 0
     free_memory_bytes: int = 0
     engine_restarts: int = 0
+    quarantined: tuple[str, ...] = ()
 
 
 class Metric(StrEnum):
@@ -182,22 +184,40 @@ class Metric(StrEnum):
     PREFILL_TOKENS_PER_S = "prefill_tokens_per_s"
     TTFT_S = "ttft_s"
     ADAPTER_SWITCH_S = "adapter_switch_s"
+    QUEUE_S = "queue_s"
+    INTER_TOKEN_S = "inter_token_s"  # noqa: S105 - no password
     ENGINE_PSS_BYTES = "engine_pss_bytes"
+    ENGINE_WEIGHTS_BYTES = "engine_weights_bytes"
+    ENGINE_SCRATCH_BYTES = "engine_scratch_bytes"
+    ENGINE_ADAPTERS_BYTES = "engine_adapters_bytes"
+    ENGINE_KV_BYTES = "engine_kv_bytes"
+    ENGINE_PREFIX_CACHE_BYTES = "engine_prefix_cache_bytes"
+    ENGINE_CPU_SHARE = "engine_cpu_share"
+    TEMPERATURE_C = "temperature_c"
     REQUESTS = "requests"
     REQUESTS_FAILED = "requests_failed"
+    REQUESTS_CANCELLED = "requests_cancelled"
+    REQUESTS_REFUSED = "requests_refused"
+    PRE_EMPTIONS = "pre_emptions"
+    EVICTIONS = "evictions"
+    CACHED_TOKENS = "cached_tokens"
     PREFILL_TOKENS = "prefill_tokens"
     DECODE_TOKENS = "decode_tokens"
     PREFILL_S = "prefill_s"
     DECODE_S = "decode_s"
     ADAPTER_SWITCHES = "adapter_switches"
     ENGINE_RESTARTS = "engine_restarts"
+    ADAPTERS_QUARANTINED = "adapters_quarantined"
     UPDATES = "updates"
     SAMPLES_DROPPED = "samples_dropped"
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One metric over one minute of one device. `base` and `adapter` are release digests, "" for none."""
+    """One metric over one minute of one device. `base` and `adapter` are release digests, "" for none.
+
+    `business` is the name of whoever asked, "" where nobody did.
+    """
 
     minute_s: int
     metric: Metric
@@ -206,6 +226,7 @@ class Sample:
     adapter: str = ""
     adapter_name: str = ""
     backend: str = ""
+    business: str = ""
 
 
 @dataclass(frozen=True, slots=True)

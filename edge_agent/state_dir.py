@@ -39,6 +39,16 @@ class StateDir:
         return self.root / "run" / "api.json"
 
     @property
+    def quarantine(self) -> Path:
+        """Which adapters took the engine down how often."""
+        return self.root / "quarantine.json"
+
+    @property
+    def prompt_cache(self) -> Path:
+        """What the engine keeps of prompts."""
+        return self.root / "prompt-cache"
+
+    @property
     def spool(self) -> Path:
         """Telemetry that waits to be sent."""
         return self.root / "spool"

@@ -19,7 +19,7 @@ from typing import Protocol
 import structlog
 
 from edge_agent.errors import RefusedError
-from edge_agent.protocol import Metric, Sample, TelemetryBatch, distribution_of
+from edge_agent.protocol import Distribution, Metric, Sample, TelemetryBatch, distribution_of
 from edge_agent.spool import Spool
 from engine.strict_json import DecodeError, decode, encode
 
@@ -30,21 +30,23 @@ _UNAUTHORISED = frozenset({401, 403})
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What was running: release digests, the adapter's name, the engine's back end; empty where it doesn't apply."""
+    """What was running and for whom: release digests, names, the back end; empty where it doesn't apply."""
 
     base: str = ""
     adapter: str = ""
     adapter_name: str = ""
     backend: str = ""
+    business: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """Values of some metrics, seen at one moment (Unix seconds)."""
+    """Values of some metrics, seen at one moment (Unix seconds); of others many values that were summed up before."""
 
     at_s: float
     values: Mapping[str, float]
     subject: Subject = field(default_factory=Subject)
+    distributions: Mapping[str, Distribution] = field(default_factory=dict)
 
 
 class Sender(Protocol):
@@ -74,10 +76,18 @@ class Telemetry:
         """Batches that wait to be sent."""
         return len(self._spool.batches())
 
-    def observe(self, values: Mapping[Metric, float], subject: Subject | None = None) -> None:
+    def observe(
+        self,
+        values: Mapping[Metric, float],
+        subject: Subject | None = None,
+        distributions: Mapping[Metric, Distribution] | None = None,
+    ) -> None:
         """Note what was seen just now. A full disk costs the observation, never the caller."""
         plain = {str(metric): float(value) for metric, value in values.items()}
-        line = encode(Observation(self._clock(), plain, subject or Subject()))
+        summed = {str(metric): value for metric, value in (distributions or {}).items()}
+        if not plain and not summed:
+            return
+        line = encode(Observation(self._clock(), plain, subject or Subject(), summed))
         try:
             self._spool.append(line)
         except OSError as error:
@@ -133,16 +143,18 @@ class Telemetry:
         self._spool.remove(batch)
 
     def _fold(self, batch_id: str, lines: list[bytes]) -> bytes | None:
-        values: dict[tuple[int, Metric, Subject], list[float]] = defaultdict(list)
+        found: dict[tuple[int, Metric, Subject], Distribution] = defaultdict(Distribution)
         for line in filter(None, lines):
             observation = _read_line(line)
             if observation:
                 minute_s = int(observation.at_s // 60 * 60)
-                for name, value in observation.values.items():
-                    values[minute_s, Metric(name), observation.subject].append(value)
-        if not values:
+                single = {name: distribution_of([value]) for name, value in observation.values.items()}
+                for name, value in (*single.items(), *observation.distributions.items()):
+                    key = (minute_s, Metric(name), observation.subject)
+                    found[key] = found[key].merge(value)
+        if not found:
             return None
-        samples = tuple(_sample(*key, seen) for key, seen in values.items())
+        samples = tuple(_sample(*key, value) for key, value in found.items())
         return gzip.compress(encode(TelemetryBatch(batch_id, self._device_id, samples)), mtime=0)
 
 
@@ -150,22 +162,23 @@ def _read_line(line: bytes) -> Observation | None:
     """An observation; None for the torn last line of a power loss."""
     try:
         observation = decode(Observation, line)
-        [Metric(name) for name in observation.values]
+        [Metric(name) for name in (*observation.values, *observation.distributions)]
     except (DecodeError, ValueError) as error:
         log.warning("telemetry.bad_line", error=str(error))
         return None
     return observation
 
 
-def _sample(minute_s: int, metric: Metric, subject: Subject, values: list[float]) -> Sample:
+def _sample(minute_s: int, metric: Metric, subject: Subject, value: Distribution) -> Sample:
     return Sample(
         minute_s=minute_s,
         metric=metric,
-        value=distribution_of(values),
+        value=value,
         base=subject.base,
         adapter=subject.adapter,
         adapter_name=subject.adapter_name,
         backend=subject.backend,
+        business=subject.business,
     )
 
 

@@ -17,11 +17,12 @@ from edge_agent import checks
 from edge_agent.client import FleetClient
 from edge_agent.errors import AgentError, EngineGoneError, TransientError
 from edge_agent.fetcher import Fetcher, Pace
-from edge_agent.host import Host, Served
+from edge_agent.host import Host
 from edge_agent.journal import Journal
 from edge_agent.probe import Trial, probe
 from edge_agent.protocol import DesiredState, Problem, Progress
 from edge_agent.schedule import Backoff
+from edge_agent.served import Served
 from edge_agent.states import TRANSITIONS, Entry, Event, Happening, State, advance, may_retry, resume
 from edge_agent.store import Store
 from engine.artifact import Manifest
@@ -237,7 +238,8 @@ class Updater:
         """Every model of the staged set, but for those that run on the very same process already."""
         now = self._parts.host.served
         known = {m.adapter for m in now.models.values()} if now and now.child is staged.child else set()
-        fresh = [model for model in staged.models.values() if model.adapter not in known]
+        quarantine = self._parts.host.quarantine
+        fresh = [m for m in staged.models.values() if m.adapter not in known and m.adapter not in quarantine]
         return [Trial(model, self._parts.store.manifest(model.release.digest)) for model in fresh]
 
     async def _settle(self) -> Happening:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from engine.config import EngineConfig
 from engine.errors import EngineError
+from engine.metrics import Usage
 from engine.runtime import Engine, Prompt
 from engine.sampling import SamplingParams
-from engine.sequence import Output, Usage
+from engine.sequence import Output
 
 
 def main(arguments: list[str] | None = None) -> int:

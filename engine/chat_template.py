@@ -32,7 +32,14 @@ class ChatTemplate:
         except (jinja2.TemplateError, RecursionError) as error:
             raise InvalidInputError(f"the chat template does not compile: {error!s:.200}") from error
 
-    def render(self, messages: list[Any], tools: list[Any] | None, *, add_generation_prompt: bool) -> str:
+    def render(
+        self,
+        messages: list[Any],
+        tools: list[Any] | None,
+        *,
+        tool_choice: str | None = None,
+        add_generation_prompt: bool,
+    ) -> str:
         """The text of a conversation; raises `InvalidInputError` with the template's own words if it refuses."""
         if self._is_missing:
             raise UnsupportedInputError("this base model has no chat template: send a plain prompt to /v1/completions")
@@ -41,6 +48,7 @@ class ChatTemplate:
                 self._names,
                 messages=messages,
                 tools=tools,
+                **({} if tool_choice is None else {"tool_choice": tool_choice}),
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
             )

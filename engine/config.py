@@ -26,6 +26,7 @@ class EngineConfig:
     max_context_tokens: prompt and answer of one request together; the base's own limit holds too.
     prefill_chunk_tokens: rows of a prompt that run in one step; longer prompts take turns with running answers.
     max_running, max_waiting: requests that hold a KV state, and requests in the queue before them.
+    mixes_adapters: whether requests with different adapters may run in one step.
     policy: "deadlines" serves by priority and deadline; "first_come" in order of arrival, to compare with.
     ageing_s: for each so many seconds without service a request rises by one priority, so that nobody starves.
     request_timeout_s: the longest that a request may take, if its business says nothing else.
@@ -48,6 +49,7 @@ class EngineConfig:
     prefill_chunk_tokens: int = 128
     max_running: int = 16
     max_waiting: int = 64
+    mixes_adapters: bool = True
     policy: Literal["deadlines", "first_come"] = "deadlines"
     ageing_s: float = 2.0
     request_timeout_s: float = 600.0

@@ -1,7 +1,7 @@
 """What the engine counts: requests, tokens and seconds by adapter and business, and the memory of this process.
 
-Prefill and decode are kept apart. A step's seconds are shared among its sequences by their rows, so the counters of all
-subjects add up to the engine's. No prompts, no answers. Decides nothing.
+Standard library only. Prefill and decode are kept apart. A step's seconds are shared among its sequences by their rows,
+so the counters of all subjects add up to the engine's. No prompts, no answers. Decides nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,35 @@ from engine.ledger import Kind
 
 SMAPS_ROLLUP = Path("/proc/self/smaps_rollup")
 SMAPS = Path("/proc/self/smaps")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a request took.
+
+    `cached_tokens` of the prompt were not computed, since their keys and values were there. `queue_s` counts until the
+    request got memory, `ttft_s` from submission to the first token (0 if there was none), queueing included;
+    `prefill_s` and `decode_s` are the request's share of the steps that it ran in.
+    """
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    queue_s: float = 0.0
+    ttft_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """Of the prompt tokens that were computed; 0 if nothing was measured."""
+        return (self.prompt_tokens - self.cached_tokens) / self.prefill_s if self.prefill_s > 0 else 0.0
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """0 for answers of less than two tokens: the first one comes out of the prefill."""
+        num_decoded = self.completion_tokens - 1
+        return num_decoded / self.decode_s if num_decoded > 0 and self.decode_s > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)

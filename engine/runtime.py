@@ -68,6 +68,8 @@ class Engine:
         self.backend = backend
         self.metrics = Metrics()
         self.max_context_tokens = min(config.max_context_tokens, base.manifest.architecture.max_position_embeddings)
+        self.before_step: Callable[[frozenset[str]], None] = lambda _: None
+        """Told which adapters are about to run."""
         self._clock = clock
         self._bundles: dict[str, Path] = {}
         self._ledger = _ledger(config, backend, process_bytes)
@@ -139,6 +141,16 @@ class Engine:
         self._prefixes.forget(digest)
 
     # Requests
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold memory."""
+        return len(self._scheduler.running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._scheduler.waiting)
 
     @property
     def has_work(self) -> bool:
@@ -227,8 +239,8 @@ class Engine:
             adapter_load_s=self.metrics.adapter_load_s,
             memory=Memory(reserved, self._resident(reserved), pss_bytes, anonymous_bytes),
             resident_adapters=self._adapters.resident,
-            num_running=len(self._scheduler.running),
-            num_waiting=len(self._scheduler.waiting),
+            num_running=self.num_running,
+            num_waiting=self.num_waiting,
         )
 
     # The parts of a step
@@ -251,6 +263,7 @@ class Engine:
     def _run(self, batch: Batch) -> list[Logits]:
         """Append the batch's tokens to their states; logits of the last row of whoever gets a token next."""
         segments = [self._segment(work.sequence, work.num_tokens) for work in batch.work]
+        self.before_step(frozenset(segment.adapter for segment in segments if segment.adapter is not None))
         started_at, switched_s = self._clock(), self.backend.adapter_switch_s
         logits = self.backend.step(segments)
         self._count(batch, self._clock() - started_at, self.backend.adapter_switch_s - switched_s)
@@ -514,5 +527,6 @@ def _scheduler_limits(config: EngineConfig, backend: Backend) -> Limits:
         max_waiting=config.max_waiting,
         prefill_chunk_tokens=min(config.prefill_chunk_tokens, backend.max_step_rows),
         ageing_s=config.ageing_s,
+        mixes_adapters=config.mixes_adapters,
         policy=config.policy,
     )

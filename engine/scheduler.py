@@ -67,6 +67,7 @@ class Limits:
     max_waiting: int
     prefill_chunk_tokens: int
     ageing_s: float
+    mixes_adapters: bool
     policy: Literal["deadlines", "first_come"]
 
 
@@ -217,13 +218,19 @@ class Scheduler:
         """The next chunk of the first sequence, and of those behind it as far as they fit as well."""
         left = self._limits.prefill_chunk_tokens
         work: list[Work] = []
-        for sequence in sequences:
+        for sequence in self._miscible(sequences):
             num_tokens = min(sequence.num_pending, self._limits.prefill_chunk_tokens)
             if num_tokens > left:
                 break
             work.append(Work(sequence, num_tokens))
             left -= num_tokens
         return Batch(StepKind.PREFILL, tuple(work))
+
+    def _miscible(self, sequences: list[Sequence]) -> list[Sequence]:
+        """Those that may run in one step with the first."""
+        if self._limits.mixes_adapters:
+            return sequences
+        return [sequence for sequence in sequences if sequence.adapter == sequences[0].adapter]
 
     def _decode(self, ranked: list[Sequence]) -> Batch:
         """One token of each, as far as nobody's next token comes too late for it.
@@ -232,7 +239,7 @@ class Scheduler:
         """
         chosen: list[Sequence] = []
         allowed_s = math.inf
-        for sequence in ranked:
+        for sequence in self._miscible(ranked):
             if self._limits.policy == "deadlines":
                 target_s = max(sequence.business.targets.next_token_s, _TOLERANCE * self._costs.decode_s(1))
                 allowed_s = min(allowed_s, target_s)

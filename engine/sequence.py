@@ -10,6 +10,7 @@ from typing import Protocol
 from engine.backends import State
 from engine.business import Business
 from engine.errors import EngineError
+from engine.metrics import Usage
 from engine.prefix_cache import Lease
 from engine.sampling import SamplingParams, TokenLogprobs, new_generator
 from engine.stopping import StopStrings
@@ -48,24 +49,6 @@ class Request:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     business: Business = field(default_factory=Business)
     leader: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What a request took.
-
-    `cached_tokens` of the prompt were not computed, since their keys and values were there. `queue_s` counts until the
-    request got memory, `ttft_s` from submission to the first token (0 if there was none), queueing included;
-    `prefill_s` and `decode_s` are the request's share of the steps that it ran in.
-    """
-
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
-    queue_s: float
-    ttft_s: float
-    prefill_s: float
-    decode_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,15 +67,27 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | None = None,
         add_generation_prompt: bool = True,
+        beginning: str = "",
     ) -> list[int]:
-        """Tokens of a conversation; raises `InvalidInputError` if the template refuses it."""
+        """Tokens of a conversation; raises `InvalidInputError` if the template refuses it.
+
+        beginning: how the answer begins. It is ours, not people's: control tokens that it spells count.
+        """
         broken_messages = [self._broken_message(message) for message in messages]
         broken_tools = None if tools is None else _map_strings(list(tools), self._control.broken)
-        text = self._template.render(broken_messages, broken_tools, add_generation_prompt=add_generation_prompt)
+        text = self._template.render(
+            broken_messages, broken_tools, tool_choice=tool_choice, add_generation_prompt=add_generation_prompt
+        )
+        text += beginning
         token_ids = self._full.encode(text.replace(_SENTINEL, ""), add_special_tokens=False).ids
         num_control = sum(token_id in self._control.text_of for token_id in token_ids)
         return list(token_ids) if num_control == self._control.count(text) else self._encode_broken(text)
+
+    def token_text(self, token_id: int) -> str:
+        """A token by itself, special ones by their names; half a character gives U+FFFD."""
+        return str(self._full.decode([token_id], skip_special_tokens=False))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of the tokens, special ones left out."""

@@ -19,9 +19,9 @@ import numpy as np
 
 from engine.config import EngineConfig
 from engine.errors import EngineError
+from engine.metrics import Usage
 from engine.runtime import Engine
 from engine.sampling import SamplingParams
-from engine.sequence import Usage
 
 PROMPT_SEED = 0
 
@@ -73,7 +73,7 @@ def measure(
 ) -> list[Speed]:
     """Speeds by model; one round before the first one warms up."""
     generator = np.random.default_rng(PROMPT_SEED)
-    prompt = generator.integers(0, engine.manifest.architecture.vocab_size, prompt_tokens).tolist()
+    prompt = generator.integers(0, engine.base.manifest.architecture.vocab_size, prompt_tokens).tolist()
     sampling = SamplingParams(temperature=0.0, max_tokens=answer_tokens, ignore_eos=True)
     usages: dict[str, list[Usage]] = {name: [] for name in models}
     for _ in range(1 + rounds):

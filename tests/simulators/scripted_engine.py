@@ -15,10 +15,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from edge_agent.engine_loop import serve
-from edge_agent.engine_wire import Piece, Prompt, Timing
+from edge_agent.engine_loop import Marker, serve
+from edge_agent.engine_wire import Generate, Heartbeat, Piece, Reading, TokenChoice, TokenLogprobs
 from engine.artifact import ADAPTER_WEIGHTS, BASE_WEIGHTS, check_fits, read_adapter, read_base
 from engine.errors import BundleError, CapacityError, ContextLengthError, InvalidInputError, UnknownAdapterError
+from engine.metrics import Counters, Usage
 
 
 class ScriptedEngine:
@@ -26,7 +27,8 @@ class ScriptedEngine:
 
     backend = "scripted"
 
-    def __init__(self, bundle: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, bundle: Path, config: Mapping[str, Any], marker: Marker) -> None:
+        self._marker = marker
         self._base, self.base_digest = read_base(bundle)
         self._tag = _tag(bundle / BASE_WEIGHTS)
         if self._tag == "damaged":
@@ -36,7 +38,7 @@ class ScriptedEngine:
         self._config = dict(config)
         self._adapters: dict[str, str] = {}
         self._answers: dict[str, Answer] = {}
-        self._num_switches = 0
+        self._switched: list[tuple[str | None, str]] = []
 
     @property
     def has_work(self) -> bool:
@@ -61,10 +63,13 @@ class ScriptedEngine:
             raise UnknownAdapterError("not loaded")
         del self._adapters[digest]
 
-    def submit(self, call_id: str, prompt: Prompt, adapter: str | None, sampling: Mapping[str, Any]) -> None:
+    def submit(self, call: Generate) -> None:
+        prompt, adapter, sampling = call.prompt, call.adapter, call.sampling
         if adapter is not None and adapter not in self._adapters:
             raise UnknownAdapterError(f"adapter {adapter} is not loaded")
         said = str(prompt.messages[-1]["content"]) if prompt.messages else prompt.text or ""
+        if said in ("crash", "hang"):
+            self._marker.note([adapter] if adapter else [])
         if said == "crash":
             os._exit(5)
         if said == "hang":
@@ -77,11 +82,15 @@ class ScriptedEngine:
             said = repr(sorted(sampling.items()))
         if said == "tools":
             said = repr(prompt.tools)
+        if said == "business":
+            said = repr(call.business)
+        if said == "config":
+            said = repr(sorted(self._config.items()))
         if sampling.get("temperature", 0) > 100:
             raise InvalidInputError("that is hot")
         tag = self._tag if adapter is None else self._adapters[adapter]
-        self._num_switches += 1
-        self._answers[call_id] = Answer(adapter, f"{tag}: {said}", said, sampling.get("max_tokens"))
+        self._switched.append((adapter, call.business.name))
+        self._answers[call.call_id] = Answer(adapter, f"{tag}: {said}", said, sampling)
 
     def cancel(self, call_id: str) -> None:
         self._answers.pop(call_id, None)
@@ -98,18 +107,25 @@ class ScriptedEngine:
                 del self._answers[piece.call_id]
         return pieces
 
-    def counters(self) -> Mapping[str, float]:
-        return {"adapter_switches": self._num_switches, "adapter_switch_s": self._num_switches / 1000}
+    def heartbeat(self, *, with_memory: bool) -> Heartbeat:
+        switched, self._switched = self._switched, []
+        readings = [
+            Reading(adapter, business, Counters(adapter_switches=1, adapter_switch_s=0.001))
+            for adapter, business in switched
+        ]
+        memory_bytes = {"weights": 1000, "kv": 200} if with_memory else {}
+        return Heartbeat(tuple(readings), memory_bytes, len(self._answers), 0)
 
 
 class Answer:
     """One answer on its way, a letter a step."""
 
-    def __init__(self, adapter: str | None, text: str, said: str, max_tokens: int | None) -> None:
+    def __init__(self, adapter: str | None, text: str, said: str, sampling: Mapping[str, Any]) -> None:
         self.adapter = adapter
         self._text = text
         self._is_endless = said == "endless"
-        self._max_tokens = max_tokens
+        self._max_tokens = sampling.get("max_tokens")
+        self._num_likeliest = sampling.get("logprobs")
         self._num_done = 0
 
     def step(self, call_id: str) -> Piece:
@@ -120,8 +136,14 @@ class Answer:
             reason = "stop"
         elif self._num_done == self._max_tokens:
             reason = "length"
-        timing = Timing(len(self._text), self._num_done, 0.25, 0.5, 2.0) if reason else None
-        return Piece(call_id, letter, 1, finish_reason=reason, timing=timing)
+        usage = Usage(len(self._text), self._num_done, 2, 0.125, 0.25, 0.5, 2.0) if reason else None
+        return Piece(call_id, letter, 1, finish_reason=reason, usage=usage, logprobs=self._logprobs(letter))
+
+    def _logprobs(self, letter: str) -> tuple[TokenLogprobs, ...]:
+        if self._num_likeliest is None:
+            return ()
+        likeliest = [TokenChoice(letter, -0.5), *(TokenChoice(chr(97 + i), -1.0 - i) for i in range(20))]
+        return (TokenLogprobs(TokenChoice(letter, -0.5), tuple(likeliest[: self._num_likeliest])),)
 
 
 def _tag(path: Path) -> str:
