@@ -75,11 +75,12 @@ class Device:
             adapters=served.adapters if served else (),
             problem=entry.problem or host.problem,
             progress=progress,
-            engine={key: str(value) for key, value in _engine(host).items()},
+            engine={key: str(value) for key, value in _engine(host).items() if not isinstance(value, dict)},
             free_disk_bytes=free_disk_bytes,
             free_memory_bytes=int(psutil.virtual_memory().available),
             engine_restarts=host.num_restarts,
             quarantined=_quarantined(served, host),
+            memory_bytes=host.served.child.memory_bytes if host.served else {},
         )
 
     def status(self, entry: Entry, progress: Progress | None, host: Host) -> dict[str, Any]:

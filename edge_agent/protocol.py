@@ -156,7 +156,7 @@ class DeviceReport:
 
     `revision` is the one that the device serves (0: none yet), `target_revision` the one that it works on or failed at.
     `sent_at_s` is the device's clock, Unix seconds. `quarantined` are digests of adapters of the set that are not run,
-    because they took the engine down.
+    because they took the engine down. `memory_bytes` is what is resident of the engine's memory, by kind.
     """
 
     device_id: str
@@ -175,6 +175,7 @@ class DeviceReport:
     free_memory_bytes: int = 0
     engine_restarts: int = 0
     quarantined: tuple[str, ...] = ()
+    memory_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 class Metric(StrEnum):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from edge_agent import protocol
 
 MAX_ADAPTERS = 256
+_MAX_KINDS = 32
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ID = re.compile(r"[a-z0-9_]{1,64}")
 
@@ -41,10 +42,19 @@ def _complaints(report: protocol.DeviceReport) -> Iterator[str]:
     for ref in (*((report.base,) if report.base else ()), *report.adapters):
         if not (_is_text(ref.name, 63) and _is_text(ref.version, 64) and _SHA256.fullmatch(ref.digest)):
             yield f"release {ref.name!r:.80}: bad name, version or digest"
+    yield from _engine_complaints(report)
     if report.problem and not _ID.fullmatch(report.problem.code):
         yield "problem.code: 1 to 64 of a-z, 0-9 and _ are allowed"
     if report.problem and not _is_text(report.problem.detail, 4000):
         yield "problem.detail: at most 4000 characters are allowed"
+
+
+def _engine_complaints(report: protocol.DeviceReport) -> Iterator[str]:
+    if len(report.quarantined) > MAX_ADAPTERS or not all(map(_SHA256.fullmatch, report.quarantined)):
+        yield f"quarantined: at most {MAX_ADAPTERS} digests are allowed"
+    sizes = report.memory_bytes
+    if len(sizes) > _MAX_KINDS or not all(_ID.fullmatch(kind) and 0 <= size < 1 << 50 for kind, size in sizes.items()):
+        yield f"memory_bytes: at most {_MAX_KINDS} kinds with sizes are allowed"
 
 
 def _hardware_complaint(hardware: protocol.Hardware) -> str | None:

@@ -73,6 +73,7 @@ def _row(device: Device, sample: Sample) -> TelemetryRow:
         adapter=sample.adapter,
         adapter_name=sample.adapter_name,
         backend=sample.backend,
+        business=sample.business,
         count=value.count,
         sum=value.sum,
         min=value.min,

@@ -54,6 +54,7 @@ class TelemetryQuery(StrictSerializer):
     device = serializers.CharField(max_length=32, required=False)
     group = serializers.CharField(max_length=63, required=False)
     adapter_name = serializers.CharField(max_length=63, required=False)
+    business = serializers.CharField(max_length=63, required=False)
     base = serializers.CharField(max_length=64, required=False)
 
     def get_fields(self) -> dict[str, serializers.Field]:

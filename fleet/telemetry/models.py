@@ -33,6 +33,7 @@ class TelemetryRow(models.Model):
     adapter = models.CharField(max_length=64, blank=True)
     adapter_name = models.CharField(max_length=MAX_NAME_LENGTH, blank=True)
     backend = models.CharField(max_length=32, blank=True)
+    business = models.CharField(max_length=MAX_NAME_LENGTH, blank=True, default="")
     count = models.PositiveBigIntegerField()
     sum = models.FloatField()
     min = models.FloatField()

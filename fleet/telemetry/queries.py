@@ -3,8 +3,8 @@
 The database filters and orders; merging sketches happens here, row by row, so memory holds the result and not the rows.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from django.db.models import QuerySet
@@ -14,7 +14,7 @@ from fleet.telemetry.errors import BadRangeError, QueryTooWideError
 from fleet.telemetry.models import TelemetryRow
 from fleet.telemetry.rules import MINUTE_S, is_counter
 
-GROUPABLE = ("adapter_name", "adapter", "base", "backend", "device")
+GROUPABLE = ("adapter_name", "adapter", "base", "backend", "business", "device")
 MAX_POINTS = 3000
 MAX_SERIES = 200
 MAX_ROWS = 300_000
@@ -33,6 +33,7 @@ class SeriesQuery:
     device: str = ""
     group: str = ""
     adapter_name: str = ""
+    business: str = ""
     base: str = ""
 
 
@@ -91,6 +92,19 @@ def summary(value: Distribution, metric: Metric, *, seconds: float) -> dict[str,
     return numbers | {"rate_per_s": value.sum / seconds} if is_counter(metric) else numbers
 
 
+def totals(query: SeriesQuery, metrics: Collection[Metric]) -> dict[str, dict[Metric, Distribution]]:
+    """All observations of some metrics in the query's time, merged per group (of one column) and metric."""
+    _check(query)
+    (column,) = _columns(query.group_by)
+    found: dict[str, dict[Metric, Distribution]] = {}
+    for metric in metrics:
+        for row in _rows(replace(query, metric=metric)):
+            group = found.setdefault(str(row[column]), {})
+            value = Distribution(**{name: row[name] for name in _VALUES})
+            group[metric] = group.get(metric, Distribution()).merge(value)
+    return found
+
+
 def newest_minute() -> datetime | None:
     """When the fleet was last heard of by its telemetry."""
     return TelemetryRow.objects.order_by("-minute").values_list("minute", flat=True).first()
@@ -119,6 +133,7 @@ def _filtered(query: SeriesQuery) -> QuerySet[TelemetryRow]:
         "device_id": query.device,
         "device__groups__name": query.group,
         "adapter_name": query.adapter_name,
+        "business": query.business,
         "base": query.base,
     }
     rows = TelemetryRow.objects.filter(metric=query.metric, minute__gte=query.start, minute__lt=query.end)

@@ -26,17 +26,23 @@ _COUNTERS = frozenset(
     {
         Metric.REQUESTS,
         Metric.REQUESTS_FAILED,
+        Metric.REQUESTS_CANCELLED,
+        Metric.REQUESTS_REFUSED,
+        Metric.PRE_EMPTIONS,
+        Metric.EVICTIONS,
+        Metric.CACHED_TOKENS,
         Metric.PREFILL_TOKENS,
         Metric.DECODE_TOKENS,
         Metric.PREFILL_S,
         Metric.DECODE_S,
         Metric.ADAPTER_SWITCHES,
         Metric.ENGINE_RESTARTS,
+        Metric.ADAPTERS_QUARANTINED,
         Metric.UPDATES,
         Metric.SAMPLES_DROPPED,
     }
 )
-_UNITS = {"tokens_per_s": "tokens/s", "bytes": "B", "s": "s", "tokens": "tokens"}
+_UNITS = {"tokens_per_s": "tokens/s", "bytes": "B", "s": "s", "tokens": "tokens", "temperature_c": "°C"}
 
 
 def is_counter(metric: Metric) -> bool:
@@ -62,8 +68,9 @@ def check_sample(sample: Sample) -> str | None:
 def _complaints(sample: Sample) -> Iterator[str]:
     if not (_DIGEST.fullmatch(sample.base) and _DIGEST.fullmatch(sample.adapter)):
         yield "base and adapter must be release digests or empty"
-    if len(sample.adapter_name) > 63 or len(sample.backend) > 32 or "\0" in sample.adapter_name + sample.backend:
-        yield "adapter_name or backend is too long or holds NUL"
+    names = (sample.adapter_name, sample.backend, sample.business)
+    if any(len(name) > most or "\0" in name for name, most in zip(names, (63, 32, 63), strict=True)):
+        yield "adapter_name, backend or business is too long or holds NUL"
     yield from _distribution_complaints(sample.value)
 
 

@@ -235,6 +235,25 @@ def test_bad_queries_are_refused(operator: Any, query: dict[str, Any], status: i
     assert response.json()["code"]
 
 
+def test_businesses_are_told_apart(enrolled: Any, operator: Any) -> None:
+    device = enrolled()
+    device.send_batch(batch_of(device, sample(1.0, business="voice"), sample(3.0, 5.0, business="notes")))
+    series = ask(operator, group_by="business").json()["series"]
+    assert {one["group"]["business"]: one["total"]["count"] for one in series} == {"voice": 1, "notes": 2}
+    assert ask(operator, business="notes").json()["series"][0]["total"]["sum"] == 8.0
+
+
+def test_totals_are_merged_by_group_and_metric(enrolled: Any) -> None:
+    device = enrolled()
+    ttft = {"metric": Metric.TTFT_S, "business": "voice"}
+    device.send_batch(batch_of(device, sample(1.0, **ttft), sample(2.0, at=MINUTE_S + 60, **ttft), sample(7.0)))
+    start = datetime.fromtimestamp(MINUTE_S, UTC)
+    query = queries.SeriesQuery(Metric.TTFT_S, start, start + timedelta(minutes=5), group_by=("business",))
+    found = queries.totals(query, [Metric.TTFT_S, Metric.DECODE_TOKENS_PER_S])
+    assert found["voice"] == {Metric.TTFT_S: distribution_of([1.0, 2.0])}
+    assert found[""] == {Metric.DECODE_TOKENS_PER_S: distribution_of([7.0])}
+
+
 def test_too_many_series_or_rows_are_refused(enrolled: Any, operator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     device = enrolled()
     device.send_batch(batch_of(device, *(sample(1.0, adapter_name=f"adapter-{n}") for n in range(3))))
@@ -277,8 +296,18 @@ def test_every_metric_is_a_counter_or_a_distribution_with_its_unit() -> None:
         "prefill_tokens_per_s",
         "ttft_s",
         "adapter_switch_s",
+        "queue_s",
+        "inter_token_s",
         "engine_pss_bytes",
+        "engine_weights_bytes",
+        "engine_scratch_bytes",
+        "engine_adapters_bytes",
+        "engine_kv_bytes",
+        "engine_prefix_cache_bytes",
+        "engine_cpu_share",
+        "temperature_c",
     ]
+    assert units["temperature_c"] == (False, "°C")
 
 
 def test_more_than_the_wire_allows_is_refused(enrolled: Any) -> None:

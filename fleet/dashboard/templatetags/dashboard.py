@@ -121,6 +121,14 @@ def percent(share: float) -> str:
 
 
 @register.filter
+def milliseconds(value: float | None) -> str:
+    """Milliseconds with as many digits as people can use."""
+    if value is None:
+        return "–"
+    return f"{value:.1f} ms" if value < 10 else f"{value:,.0f} ms"
+
+
+@register.filter
 def joined(values: Iterable[Any]) -> str:
     """A list in words."""
     return ", ".join(map(str, values))

@@ -8,6 +8,7 @@ from django.http import HttpRequest, HttpResponse
 from django.views.decorators.http import require_GET
 
 from fleet.dashboard.access import page
+from fleet.dashboard.businesses import business_rows
 from fleet.dashboard.charts import CHARTS, RANGES, chosen_range
 from fleet.dashboard.reasons import reason_of
 from fleet.dashboard.timeline import line_of
@@ -84,6 +85,8 @@ def device_detail(request: HttpRequest, device_id: str) -> HttpResponse:
         report=detail.device.report or {},
         reason=reason_of(detail.device),
         comparison=_comparison(detail),
+        businesses=business_rows(device_id, time_range),
+        memory=_memory(detail.device),
         events=[line_of(event) for event in detail.events],
         charts=CHARTS.values(),
         ranges=RANGES,
@@ -105,10 +108,18 @@ def _comparison(detail: queries.DeviceDetail) -> list[dict[str, Any]]:
     bases = {installed.name for installed in detail.has if installed.is_base}
     bases |= {detail.wants_base.name} if detail.wants_base else set()
     rows = [{"name": name, "has": has.get(name), "wants": wants.get(name)} for name in wants | has]
+    quarantined = set((detail.device.report or {}).get("quarantined") or ())
     for row in rows:
+        row["is_quarantined"] = bool(row["has"] and row["has"].digest in quarantined)
         row["is_base"] = row["name"] in bases
         row["is_same"] = bool(row["has"] and row["wants"] and row["has"].digest == row["wants"].digest)
     return sorted(rows, key=lambda row: (not row["is_base"], row["name"]))
+
+
+def _memory(device: Device) -> list[tuple[str, int]]:
+    """The engine's memory by kind, the largest first, without the sum."""
+    sizes = (device.report or {}).get("memory_bytes") or {}
+    return sorted(((kind, size) for kind, size in sizes.items() if kind != "pss"), key=lambda pair: -pair[1])
 
 
 def _csv_row(device: Device) -> list[Any]:

@@ -82,7 +82,8 @@ def report(device: Device, state: UpdateState, *, arrived: bool = False, **field
             sent_at_s=timezone.now().timestamp(),
             base=ReleaseRef(**serving["base"]) if serving.get("base") else None,
             adapters=tuple(refs),
-            engine={"backend": "onnx", "threads": "4"},
+            engine={"backend": "native", "threads": "4"},
+            memory_bytes={"weights": 278 << 20, "kv": 12 << 20, "adapters": 9 << 20, "pss": 330 << 20},
             free_disk_bytes=9 << 30,
             free_memory_bytes=5 << 30,
             **fields,
@@ -111,8 +112,22 @@ def measure(device: Device, *, minutes: int = 60, adapters: tuple[str, ...] = ("
             speed = distribution_of([172 + 9 * wave - 14 * place, 181 + 6 * wave - 14 * place])
             samples.append(Sample(minute_s, Metric.DECODE_TOKENS_PER_S, speed, adapter_name=name))
             latency = distribution_of([0.06 + 0.01 * wave + 0.008 * place])
-            samples.append(Sample(minute_s, Metric.TTFT_S, latency, adapter_name=name))
+            samples.append(Sample(minute_s, Metric.TTFT_S, latency, adapter_name=name, business=name))
+            samples += _of_business(minute_s, name, place)
     ingest(device=device, batch=TelemetryBatch(f"seed-{device.pk}", device.pk, tuple(samples)))
+
+
+def _of_business(minute_s: int, name: str, place: int) -> list[Sample]:
+    """What a business's requests of a minute were."""
+    values = {
+        Metric.REQUESTS: [1.0] * 4,
+        Metric.REQUESTS_REFUSED: [1.0] * place,
+        Metric.QUEUE_S: [0.002 * (place + 1)] * 4,
+        Metric.INTER_TOKEN_S: [0.0056] * 40,
+        Metric.PREFILL_TOKENS: [30.0] * 4,
+        Metric.CACHED_TOKENS: [90.0] * 4 if place == 0 else [0.0] * 4,
+    }
+    return [Sample(minute_s, m, distribution_of(v), adapter_name=name, business=name) for m, v in values.items() if v]
 
 
 def be_silent(device: Device, **ago: float) -> None:

@@ -57,6 +57,20 @@ def test_a_device_says_why_and_what_is_to_come(colleague, fleet):
     assert re.search(r"car 1\.0\.0 (\w{12}) 1\.0\.0 \1 In place", text)
 
 
+def test_a_device_shows_what_each_business_got(colleague, fleet):
+    text = text_of(colleague.get(f"/devices/{fleet.devices['kitchen-panel'].pk}"))
+    assert re.search(r"car 240 60 refused 4\.0 ms \d\d ms, \d\d ms 5\.6 ms 0 %", text)
+    assert re.search(r"smart-home 240 2\.0 ms \d\d ms, \d\d ms 5\.6 ms 75 %", text)
+    assert "Weights 278 MiB resident Kv 12.0 MiB resident Adapters 9.0 MiB resident" in text
+
+
+def test_an_adapter_that_is_not_run_any_more_says_so(colleague, fleet):
+    device = fleet.devices["car-07"]
+    quarantined = tuple(installed.digest for installed in device.installed.all() if installed.name == "car")
+    report(device, UpdateState.COMMITTED, arrived=True, quarantined=quarantined)
+    assert re.search(r"car 1\.0\.0 (\w{12}) 1\.0\.0 \1 Not run", text_of(colleague.get(f"/devices/{device.pk}")))
+
+
 def test_a_release_that_the_device_shall_lose_is_to_go(colleague, fleet):
     roll_out(remove=("car",), devices=(fleet.devices["car-07"].pk,))
     assert re.search(
