@@ -23,7 +23,7 @@ from engine.metrics import Counters, Usage
 
 
 class ScriptedEngine:
-    """Follows orders: "crash", "hang", "endless", "too long", "no room" as last message; "crash" and others as tags."""
+    """Follows orders: "crash", "hang", "endless", "too long", "no room" and others as last message; "crash" and others as tags."""
 
     backend = "scripted"
 
@@ -68,12 +68,7 @@ class ScriptedEngine:
         if adapter is not None and adapter not in self._adapters:
             raise UnknownAdapterError(f"adapter {adapter} is not loaded")
         said = str(prompt.messages[-1]["content"]) if prompt.messages else prompt.text or ""
-        if said in ("crash", "hang"):
-            self._marker.note([adapter] if adapter else [])
-        if said == "crash":
-            os._exit(5)
-        if said == "hang":
-            time.sleep(3600)
+        self._misbehave(said, adapter)
         if said == "too long":
             raise ContextLengthError("the prompt is too long")
         if said == "no room":
@@ -91,6 +86,16 @@ class ScriptedEngine:
         tag = self._tag if adapter is None else self._adapters[adapter]
         self._switched.append((adapter, call.business.name))
         self._answers[call.call_id] = Answer(adapter, f"{tag}: {said}", said, sampling)
+
+    def _misbehave(self, said: str, adapter: str | None) -> None:
+        if said in ("crash", "hang"):
+            self._marker.note([adapter] if adapter else [])
+        if said == "crash together":
+            self._marker.note(list(self._adapters))
+        if said.startswith("crash"):
+            os._exit(5)
+        if said == "hang":
+            time.sleep(3600)
 
     def cancel(self, call_id: str) -> None:
         self._answers.pop(call_id, None)
