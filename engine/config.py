@@ -26,7 +26,8 @@ class EngineConfig:
     max_context_tokens: prompt and answer of one request together; the base's own limit holds too.
     prefill_chunk_tokens: rows of a prompt that run in one step; longer prompts take turns with running answers.
     max_running, max_waiting: requests that hold a KV state, and requests in the queue before them.
-    kv_budget_bytes, adapter_budget_bytes: hard caps of what states and resident adapters keep allocated.
+    kv_budget_bytes, adapter_budget_bytes: hard caps of what states keep allocated, and resident adapters, allocated or
+        mapped.
     onnx_accuracy_level: 4 computes 4-bit products in int8, 0 in float32 (slower, a little closer to the weights).
     scratch_dir: where the onnx back end writes its repacked weights while it opens; None is the system's place.
     verify_files: read every bundle whole and compare its SHA-256 before use.
