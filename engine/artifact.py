@@ -19,7 +19,7 @@ from typing import Any, Literal
 from engine.errors import AdapterMismatchError, BundleError
 from engine.strict_json import DecodeError, decode, encode
 
-FORMAT = 2
+FORMAT = 3
 ABI = "socle-1"
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 4 << 20

@@ -31,7 +31,8 @@ class EngineConfig:
     ageing_s: for each so many seconds without service a request rises by one priority, so that nobody starves.
     request_timeout_s: the longest that a request may take, if its business says nothing else.
     memory_budget_bytes: hard cap of all that the engine's process takes, weights included; None leaves the caps below.
-    kv_budget_bytes, adapter_budget_bytes, prefix_cache_bytes: hard caps of states, adapters and cached prompts.
+    kv_budget_bytes, adapter_budget_bytes, prefix_cache_bytes: hard caps of states, of adapters (allocated or
+        mapped) and of cached prompts.
     prefix_cache_dir: where cached prompts lie that were of use, to survive restarts; None keeps them in memory alone.
     prefix_cache_disk_bytes, prefix_cache_max_age_s: how much may lie there, and for how long unused.
     onnx_accuracy_level: 4 computes 4-bit products in int8, 0 in float32 (slower, a little closer to the weights).

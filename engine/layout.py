@@ -1,4 +1,4 @@
-"""Quantised matrices as they lie in a base bundle: conversion writes them, back ends read them in place.
+"""Quantised matrices as they lie in a bundle: conversion writes them, back ends read them in place.
 
 A matrix [out_features, in_features] is cut into tiles of 16 output rows and groups of 128 inputs. A block holds one
 group of one tile:
@@ -19,8 +19,14 @@ The head is read whole for every token, so it lies in two planes of int4 blocks,
 weight of -119 .. 119 is 16 * high + low, with high of -7 .. 7 and low of -8 .. 7. The high plane alone, with scales 16
 times as large, is the matrix in 4 bits; a back end can rank tokens by it and read the low plane for the best alone.
 
+An adapter's A [rank, inputs] lies in int8 blocks. Its B [rows, rank] has few inputs, so a tile of it is one low-rank
+block: vectors as of int8, one for each 4 of the rank's inputs, and one scale for all of a row:
+
+    low-rank: ceil(rank / 4) x 64 bytes, 16 fp16 scales                                           rank 16: 288 bytes
+
 One AVX-512 register is one vector, AVX2 reads two halves, Neon four quarters: the same bytes run on all of them.
-Output rows are padded to whole tiles and inputs to whole groups with scale 0, so padding adds nothing.
+Output rows are padded to whole tiles and inputs to whole groups with scale 0, the rank to whole vectors with the zero
+point, so padding adds nothing.
 """
 
 from __future__ import annotations
@@ -34,6 +40,7 @@ SUBGROUP_INPUTS = 32
 GROUP_SUBGROUPS = GROUP_INPUTS // SUBGROUP_INPUTS
 MAX_MULTIPLIER = 15
 ZERO_POINT = {4: 8, 8: 128}
+_LANE_INPUTS = 4
 _SCALE_BYTES = 2 * TILE_ROWS
 _MULTIPLIER_BYTES = TILE_ROWS * GROUP_SUBGROUPS
 _VECTOR_BYTES = {bits: TILE_ROWS * GROUP_INPUTS * bits // 8 for bits in (4, 8)}  # of a block
@@ -48,6 +55,11 @@ F32 = NDArray[np.float32]
 def block_bytes(bits: int) -> int:
     """Size of one block: 1,120 for 4 bits, 2,112 for 8."""
     return _VECTOR_BYTES[bits] + (_MULTIPLIER_BYTES if bits == 4 else _PADDING_BYTES) + _SCALE_BYTES
+
+
+def low_rank_block_bytes(rank: int) -> int:
+    """Size of one low-rank block: 288 for rank 16."""
+    return -(-rank // _LANE_INPUTS) * _LANE_INPUTS * TILE_ROWS + _SCALE_BYTES
 
 
 def pack_int4(values: U8, multipliers: I8, scales: F16) -> U8:
@@ -84,6 +96,16 @@ def pack_planes(values: U8, multipliers: I8, scales: F16) -> U8:
     )
 
 
+def pack_low_rank(values: U8, scales: F16) -> U8:
+    """Low-rank blocks [tiles, 64 * ceil(rank / 4) + 32] of 8-bit values [rows, rank] and scales [rows]."""
+    rows, rank = values.shape
+    tiles, vectors = -(-rows // TILE_ROWS), -(-rank // _LANE_INPUTS)
+    padded = np.full((tiles * TILE_ROWS, vectors * _LANE_INPUTS), ZERO_POINT[8], np.uint8)
+    padded[:rows, :rank] = values
+    lanes = padded.reshape(tiles, TILE_ROWS, vectors, _LANE_INPUTS).transpose(0, 2, 1, 3)
+    return np.concatenate([lanes.reshape(tiles, -1), _scale_bytes(scales[:, None], tiles)[:, 0]], axis=1)
+
+
 def unpack(blocks: U8, bits: int, rows: int, inputs: int) -> tuple[U8, F32]:
     """Values [rows, inputs] of blocks or planes, and the scale of each 32 inputs [rows, ceil(inputs / 32)]."""
     if blocks.ndim == 4:
@@ -96,6 +118,23 @@ def unpack(blocks: U8, bits: int, rows: int, inputs: int) -> tuple[U8, F32]:
     return by_row[:rows, :inputs].copy(), scales_by_row[:rows, : -(-inputs // SUBGROUP_INPUTS)].copy()
 
 
+def unpack_low_rank(blocks: U8, rows: int, rank: int) -> tuple[U8, F32]:
+    """Values [rows, rank] of low-rank blocks, and the scale of each row [rows]."""
+    lanes = blocks[:, :-_SCALE_BYTES].reshape(len(blocks), -1, TILE_ROWS, _LANE_INPUTS)  # [tiles, vectors, 16, 4]
+    values = lanes.transpose(0, 2, 1, 3).reshape(len(blocks) * TILE_ROWS, -1)
+    return values[:rows, :rank].copy(), low_rank_scales(blocks).astype(np.float32).reshape(-1)[:rows]
+
+
+def int8_scales(blocks: U8) -> F16:
+    """The scales [tiles, groups, 16] of int8 blocks, where they lie."""
+    return blocks[..., _VECTOR_BYTES[8] : _VECTOR_BYTES[8] + _SCALE_BYTES].view(np.float16)
+
+
+def low_rank_scales(blocks: U8) -> F16:
+    """The scales [tiles, 16] of low-rank blocks, where they lie."""
+    return blocks[:, -_SCALE_BYTES:].view(np.float16)
+
+
 def dequantise(blocks: U8, bits: int, rows: int, inputs: int) -> F32:
     """The matrix [rows, inputs] that the blocks stand for."""
     values, scales = unpack(blocks, bits, rows, inputs)
@@ -103,6 +142,12 @@ def dequantise(blocks: U8, bits: int, rows: int, inputs: int) -> F32:
     weights -= ZERO_POINT[bits]
     weights *= np.repeat(scales, SUBGROUP_INPUTS, axis=1)[:, :inputs]
     return weights
+
+
+def dequantise_low_rank(blocks: U8, rows: int, rank: int) -> F32:
+    """The matrix [rows, rank] that low-rank blocks stand for."""
+    values, scales = unpack_low_rank(blocks, rows, rank)
+    return (values.astype(np.float32) - ZERO_POINT[8]) * scales[:, None]  # [rows, rank]
 
 
 def dequantise_rows(blocks: U8, bits: int, indices: NDArray[np.integer], inputs: int) -> F32:
@@ -121,7 +166,7 @@ def _lanes(values: U8, bits: int) -> U8:
     tiles, groups = -(-values.shape[0] // TILE_ROWS), -(-values.shape[1] // GROUP_INPUTS)
     padded = np.full((tiles * TILE_ROWS, groups * GROUP_INPUTS), ZERO_POINT[bits], np.uint8)
     padded[: values.shape[0], : values.shape[1]] = values
-    return padded.reshape(tiles, TILE_ROWS, groups, -1, 4).transpose(0, 2, 3, 1, 4)
+    return padded.reshape(tiles, TILE_ROWS, groups, -1, _LANE_INPUTS).transpose(0, 2, 3, 1, 4)
 
 
 def _scale_bytes(scales: F16, tiles: int) -> U8:
@@ -142,7 +187,7 @@ def _unpacked(blocks: U8, bits: int) -> tuple[U8, F32]:
     else:
         vectors, scales, _ = np.split(blocks, [_VECTOR_BYTES[8], _VECTOR_BYTES[8] + _SCALE_BYTES], axis=2)
         factors = np.ones((1, 1, 1, GROUP_SUBGROUPS), np.int8)
-    values = vectors.reshape(tiles, groups, -1, TILE_ROWS, 4).transpose(0, 1, 3, 2, 4)
+    values = vectors.reshape(tiles, groups, -1, TILE_ROWS, _LANE_INPUTS).transpose(0, 1, 3, 2, 4)
     row_scales = np.ascontiguousarray(scales).view(np.float16).astype(np.float32)  # [tiles, groups, 16]
     return values.reshape(tiles, groups, TILE_ROWS, -1), row_scales[..., None] * factors
 

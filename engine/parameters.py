@@ -24,6 +24,13 @@ LAYER_LINEARS: Final = {
     "mlp.up_proj": ("intermediate", "hidden"),
     "mlp.down_proj": ("hidden", "intermediate"),
 }
+# Those that read the same input, which a step runs together.
+LINEARS_BY_INPUT: Final = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
 LAYER_NORMS: Final = {"input_layernorm.weight": "hidden", "post_attention_layernorm.weight": "hidden"}
 QK_NORMS: Final = {"self_attn.q_norm.weight": "head", "self_attn.k_norm.weight": "head"}
 ATTENTION_BIASES: Final = {

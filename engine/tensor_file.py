@@ -11,6 +11,7 @@ import json
 import math
 import mmap
 import os
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ _NUMPY_TYPES: Mapping[str, Any] = {
     "F32": np.float32,
     "F64": np.float64,
 }
+_ELEMENT_BYTES = {name: int(np.dtype(dtype).itemsize) for name, dtype in _NUMPY_TYPES.items()}
 _FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
 
 
@@ -61,7 +63,7 @@ class TensorSpec:
     @property
     def size_bytes(self) -> int:
         """Bytes of its data."""
-        return math.prod(self.shape) * int(np.dtype(_NUMPY_TYPES[self.dtype]).itemsize)
+        return math.prod(self.shape) * _ELEMENT_BYTES[self.dtype]
 
 
 class TensorFile(Mapping[str, TensorSpec]):
@@ -70,7 +72,10 @@ class TensorFile(Mapping[str, TensorSpec]):
     def __init__(self, path: Path) -> None:
         """Map the file and check its header; raises `TensorFileError`."""
         self.path = path
-        self._mapping = _map(path)
+        self._descriptor = _open(path)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._version = _version(self._descriptor)
+        self._mapping = _map(path, self._descriptor)
         self._bytes = np.frombuffer(self._mapping, np.uint8)
         self._specs, self._starts = _parse_header(path, self._bytes)
 
@@ -89,6 +94,14 @@ class TensorFile(Mapping[str, TensorSpec]):
         To touch what is gone would end the process (SIGBUS).
         """
         if self._mapping.size() < len(self._mapping):
+            raise TensorFileError(f"{self.path.name} changed while it was in use")
+
+    def check_unchanged(self) -> None:
+        """Raise `TensorFileError` if the file has been cut or written to since it was mapped; some microseconds.
+
+        That its name was given to another file or removed is no change: the mapped one lives on.
+        """
+        if _version(self._descriptor) != self._version:
             raise TensorFileError(f"{self.path.name} changed while it was in use")
 
     def view(self, name: str) -> NDArray[Any]:
@@ -137,14 +150,26 @@ def _header_bytes(ordered: list[TensorSpec]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _map(path: Path) -> mmap.mmap:
+def _open(path: Path) -> int:
     try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size < 8:
-                raise TensorFileError(f"{path.name} is too short to be a safetensors file")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return os.open(path, os.O_RDONLY)
     except OSError as error:
         raise TensorFileError(f"cannot read {path.name}: {error.strerror}") from error
+
+
+def _map(path: Path, descriptor: int) -> mmap.mmap:
+    if os.fstat(descriptor).st_size < 8:
+        raise TensorFileError(f"{path.name} is too short to be a safetensors file")
+    try:
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise TensorFileError(f"cannot read {path.name}: {error.strerror}") from error
+
+
+def _version(descriptor: int) -> tuple[int, int]:
+    """What a change of the file's content changes."""
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns
 
 
 def _parse_header(path: Path, data: NDArray[np.uint8]) -> tuple[dict[str, TensorSpec], dict[str, int]]:

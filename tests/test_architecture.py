@@ -23,6 +23,7 @@ CONVERSION_READS = {
     "engine.convert",
     "engine.errors",
     "engine.layout",
+    "engine.lora",
     "engine.parameters",
     "engine.strict_json",
     "engine.tensor_file",

@@ -134,6 +134,13 @@ class Backend(Protocol):
     def unload_adapter(self, digest: str) -> None:
         """Give an adapter's memory back. No segment names it any more."""
 
+    def check_adapter(self, digest: str) -> None:
+        """Raise `BundleError` if the mapped file of an adapter was cut or written to since it was loaded; microseconds.
+
+        Before a step names it: to read what is gone would end the process, and what is new is another adapter. A back
+        end that holds copies has nothing to check.
+        """
+
     def memory(self) -> BackendMemory:
         """What it takes, but for states, blocks and adapters."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from engine.artifact import Architecture
 from engine.backends import NO_PREFIX, BackendMemory, Logits, Prefix, Segment
-from engine.backends.native_adapter import pack_adapter
 from engine.backends.reference import rope_frequencies
 from engine.backends.weights import AdapterWeights, BaseWeights, Matrix
 from engine.config import EngineConfig
@@ -95,6 +94,14 @@ class NativeState:
         return self.core
 
 
+@dataclass(frozen=True, slots=True)
+class NativeAdapter:
+    """An adapter in the core, and the mapped matrices that it reads."""
+
+    core: socle_native.Adapter
+    weights: AdapterWeights
+
+
 class NativeBackend:
     """`Backend` over the C++ core."""
 
@@ -111,10 +118,9 @@ class NativeBackend:
         _check_shape(weights.architecture)
         self._core = core
         self._weights = weights
-        self._is_float = weights.manifest.weights == "float32"
         self.numerics = f"{NUMERICS} {config.kv_type}"
         self.block_tokens = int(core.BLOCK_TOKENS)
-        self._adapters: dict[str, socle_native.Adapter] = {}
+        self._adapters: dict[str, NativeAdapter] = {}
         self._most_rows = min(config.prefill_chunk_tokens, MAX_STEP_ROWS), min(config.max_running, MAX_STEP_ROWS)
         try:
             self._model = core.Model(
@@ -139,19 +145,21 @@ class NativeBackend:
         return str(self._model.instruction_set)
 
     def load_adapter(self, digest: str, bundle: Path) -> int:
-        """Pack an adapter's matrices for the core; returns their bytes."""
-        modules = AdapterWeights.open(bundle, self._weights.manifest).modules
-        if (rank := max(module.a.shape[0] for module in modules.values())) > MAX_RANK:
-            raise UnsupportedInputError(f"the adapter has rank {rank}, the engine runs up to {MAX_RANK}")
-        architecture = self._weights.architecture
-        adapter = self._core.Adapter(architecture.num_hidden_layers)
-        size_bytes = pack_adapter(modules, architecture, adapter, is_float=self._is_float)
-        self._adapters[digest] = adapter
-        return size_bytes
+        """Map an adapter's matrices, which the core reads where they lie; returns their bytes."""
+        weights = AdapterWeights.open(bundle, self._weights.manifest)
+        if weights.rank > MAX_RANK:
+            raise UnsupportedInputError(f"the adapter has rank {weights.rank}, the engine runs up to {MAX_RANK}")
+        core = self._core.Adapter(self._weights.architecture.num_hidden_layers)
+        self._adapters[digest] = NativeAdapter(core_adapter(weights, self._weights.architecture, core), weights)
+        return weights.size_bytes
 
     def unload_adapter(self, digest: str) -> None:
-        """Forget the adapter."""
+        """Forget the adapter, and with it the mapping."""
         del self._adapters[digest]
+
+    def check_adapter(self, digest: str) -> None:
+        """Raise `BundleError` if the adapter's mapped file was cut or written to since it was loaded."""
+        self._adapters[digest].weights.check_unchanged()
 
     def memory(self) -> BackendMemory:
         """The mapped weights, and the core's buffers."""
@@ -216,7 +224,7 @@ class NativeBackend:
     def _core_segment(self, segment: Segment) -> tuple[object, ...]:
         assert isinstance(segment.state, NativeState)
         parents = None if segment.parents is None else np.array(segment.parents, np.int32)
-        adapter = None if segment.adapter is None else self._adapters[segment.adapter]
+        adapter = None if segment.adapter is None else self._adapters[segment.adapter].core
         token_ids = np.ascontiguousarray(segment.token_ids, np.int32)
         return segment.state.core, token_ids, parents, adapter, np.array(segment.logit_rows, np.int32)
 
@@ -253,6 +261,18 @@ def core_weights(weights: BaseWeights, core: socle_native.Weights) -> socle_nati
         core.set_norms(index, *norms, *_head_norms(weights, layer))
         if weights.architecture.attention_bias:
             core.set_biases(index, *(weights.vector(f"{layer}.{name}") for name in ATTENTION_BIASES))
+    return core
+
+
+def core_adapter(
+    weights: AdapterWeights, architecture: Architecture, core: socle_native.Adapter
+) -> socle_native.Adapter:
+    """The mapped matrices as the core takes them, handed to its empty `core`, which is returned."""
+    for index in range(architecture.num_hidden_layers):
+        for number, name in enumerate(LAYER_LINEARS):
+            if lora := weights.modules.get(f"{layer_path(index)}.{name}"):
+                a, b = lora.a.view(np.uint8), lora.b.view(np.uint8)
+                core.set(index, number, a, b, lora.rank, lora.rows, lora.inputs, lora.bits)
     return core
 
 

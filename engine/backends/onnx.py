@@ -145,15 +145,18 @@ class OnnxBackend:
 
     def load_adapter(self, digest: str, bundle: Path) -> int:
         """Read an adapter's matrices as float32, which is what the operators take; returns their bytes."""
-        modules = AdapterWeights.open(bundle, self._manifest).modules
-        arrays = {f"{name}.lora_A": m.a.astype(np.float32) for name, m in modules.items()}
-        arrays |= {f"{name}.lora_B": m.b.astype(np.float32) for name, m in modules.items()}
+        arrays: dict[str, F32] = {}
+        for module, lora in AdapterWeights.open(bundle, self._manifest).modules.items():
+            arrays[f"{module}.lora_A"], arrays[f"{module}.lora_B"] = lora.dense()
         self._adapters[digest] = _adapter(self._architecture, arrays)
         return sum(array.nbytes for array in arrays.values())
 
     def unload_adapter(self, digest: str) -> None:
         """Forget the adapter."""
         del self._adapters[digest]
+
+    def check_adapter(self, digest: str) -> None:
+        """Nothing to check: the matrices are copies."""
 
     def memory(self) -> BackendMemory:
         """The weights as ONNX Runtime keeps them, about as large as in the bundle; its arena is not known."""

@@ -301,13 +301,16 @@ class ReferenceBackend:
     def load_adapter(self, digest: str, bundle: Path) -> int:
         """Read an adapter's matrices as float32; returns their bytes."""
         modules = AdapterWeights.open(bundle, self._weights.manifest).modules
-        adapter = {name: (m.a.astype(np.float32), m.b.astype(np.float32)) for name, m in modules.items()}
+        adapter = {module: lora.dense() for module, lora in modules.items()}
         self._adapters[digest] = adapter
         return sum(a.nbytes + b.nbytes for a, b in adapter.values())
 
     def unload_adapter(self, digest: str) -> None:
         """Forget the adapter."""
         del self._adapters[digest]
+
+    def check_adapter(self, digest: str) -> None:
+        """Nothing to check: the matrices are copies."""
 
     def memory(self) -> BackendMemory:
         """The dequantised weights; what numpy works in is not known."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from engine.artifact import ADAPTER_WEIGHTS, BASE_WEIGHTS, AdapterManifest, BaseManifest, read_adapter, read_base
 from engine.errors import BundleError
 from engine.layout import GROUP_INPUTS, TILE_ROWS, block_bytes, dequantise, dequantise_rows
+from engine.lora import LoraMatrices, are_finite, lora_bits, lora_specs
 from engine.parameters import EMBEDDING, HEAD, linear_modules, matrix_modules, vectors
 from engine.tensor_file import TensorFile, TensorFileError
 
@@ -112,38 +113,56 @@ class BaseWeights:
         return self.matrix(module).dense() if module in self._shapes else self.vector(name)
 
 
-@dataclass(frozen=True, slots=True)
-class LoraMatrices:
-    """What an adapter adds to one module: y += B (A x). a: [rank, inputs], b: [rows, rank], the scale folded into b."""
-
-    a: NDArray[Any]
-    b: NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
 class AdapterWeights:
-    """An adapter's matrices by module, mapped; float16, or float32 for a float32 base."""
+    """The matrices of an adapter bundle by module, as they lie in the file, read-only."""
 
-    manifest: AdapterManifest
-    digest: str
-    modules: Mapping[str, LoraMatrices]
+    def __init__(self, manifest: AdapterManifest, modules: Mapping[str, LoraMatrices], file: TensorFile) -> None:
+        self.manifest = manifest
+        self.modules = modules
+        self._file = file
 
     @classmethod
     def open(cls, bundle: Path, base: BaseManifest) -> Self:
-        """Map an adapter's weights; raises `BundleError` if they are not those that the manifest describes."""
-        manifest, digest = read_adapter(bundle)
-        file, shapes = _open(bundle / ADAPTER_WEIGHTS), linear_modules(base.architecture)
-        if not manifest.ranks:
-            raise BundleError("the adapter changes nothing")
-        if unknown := sorted(set(manifest.ranks) - set(shapes)):
-            raise BundleError(f"the adapter changes {unknown[0]:.120}, which the base does not have")
-        modules = {}
+        """Map an adapter's weights; `BundleError` if they are not finite, or not those that the manifest describes."""
+        manifest, _ = read_adapter(bundle)
+        _check_modules(manifest.ranks, base)
+        file, bits = _open(bundle / ADAPTER_WEIGHTS), lora_bits(base)
+        for spec in lora_specs(base, manifest.ranks):
+            _expect(file, spec.name, (spec.dtype,), spec.shape)
+        shapes, modules = linear_modules(base.architecture), {}
         for module, rank in manifest.ranks.items():
-            rows, inputs = shapes[module]
-            _expect(file, f"{module}.lora_A", ("F16", "F32"), (rank, inputs))
-            _expect(file, f"{module}.lora_B", ("F16", "F32"), (rows, rank))
-            modules[module] = LoraMatrices(file.view(f"{module}.lora_A"), file.view(f"{module}.lora_B"))
-        return cls(manifest, digest, modules)
+            a, b = file.view(f"{module}.lora_A"), file.view(f"{module}.lora_B")
+            modules[module] = LoraMatrices(a, b, rank, *shapes[module], bits)
+        if not are_finite(modules.values()):
+            raise BundleError("the adapter holds values that are not finite: fetch it again")
+        return cls(manifest, modules, file)
+
+    @property
+    def rank(self) -> int:
+        """The highest of all modules."""
+        return max(self.manifest.ranks.values())
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all matrices on disk, which is what a mapping of them can take."""
+        return sum(spec.size_bytes for spec in self._file.values())
+
+    def check_unchanged(self) -> None:
+        """Raise `BundleError` if the mapped file has been cut or written to, before a step reads it."""
+        try:
+            self._file.check_unchanged()
+        except TensorFileError as error:
+            raise BundleError(f"{error}: fetch it again and load it anew") from error
+
+
+def _check_modules(ranks: Mapping[str, int], base: BaseManifest) -> None:
+    """There are some, the base has them, and each has a rank."""
+    if not ranks:
+        raise BundleError("the adapter changes nothing")
+    if unknown := sorted(set(ranks) - set(linear_modules(base.architecture))):
+        raise BundleError(f"the adapter changes {unknown[0]:.120}, which the base does not have")
+    if least := [module for module, rank in ranks.items() if rank < 1]:
+        raise BundleError(f"the adapter's {least[0]} has rank {ranks[least[0]]}: fetch it again")
 
 
 def _open(path: Path) -> TensorFile:

@@ -1,6 +1,6 @@
 """Random models in our own format, written once per shape and kept.
 
-Weights are normal with a standard deviation of 0.02 and lie in the file as 4- and 8-bit blocks from the start, so that
+Weights are normal with a standard deviation of 0.02 and lie in the files as 4- and 8-bit blocks from the start, so that
 a model of any size is made in seconds and no more than one matrix is in memory. Norms are 1. The peers' models are made
 from this bundle, hence all contestants run the same weights.
 """
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from engine.artifact import (
     ADAPTER_WEIGHTS,
     BASE_WEIGHTS,
+    FORMAT,
     AdapterManifest,
     Architecture,
     BaseBinding,
@@ -38,8 +39,11 @@ from engine.layout import (
     ZERO_POINT,
     block_bytes,
     pack_int4,
+    pack_int8,
+    pack_low_rank,
     pack_planes,
 )
+from engine.lora import lora_specs
 from engine.parameters import EMBEDDING, HEAD, linear_modules, matrix_modules, vectors
 from engine.tensor_file import TensorSpec, write_tensor_file
 
@@ -47,6 +51,7 @@ LORA_RANK: Final = 16
 WEIGHT_STD: Final = 0.02
 _NO_TOKENIZER: Final = TokenizerInfo("0" * 64, "1" * 64, eos_token_ids=())
 _VALUE_STD: Final = {4: 2.6, 8: 36.0}  # of the stored integers: the largest of a group comes near the end of its range
+_INT8_SCALE: Final = WEIGHT_STD / _VALUE_STD[8]
 
 _TILES_AT_ONCE: Final = 256
 U8 = NDArray[np.uint8]
@@ -75,7 +80,7 @@ class ModelFolder:
 
 def fingerprint(architecture: Architecture) -> str:
     """Changes with the architecture and with how bundles lay it out, so that no old file is taken for a new one."""
-    return hashlib.sha256(repr((architecture, _specs(architecture))).encode()).hexdigest()[:8]
+    return hashlib.sha256(repr((FORMAT, architecture, _specs(architecture))).encode()).hexdigest()[:8]
 
 
 def ensure_model(folder: ModelFolder, architecture: Architecture) -> None:
@@ -99,15 +104,14 @@ def write_base(bundle: Path, architecture: Architecture) -> None:
 def write_adapter(bundle: Path, base_bundle: Path) -> None:
     """An adapter bundle for every linear layer of the base."""
     base, digest = read_base(base_bundle)
-    modules = linear_modules(base.architecture)
-    specs = [TensorSpec(f"{module}.lora_A", "F16", (LORA_RANK, inputs)) for module, (_, inputs) in modules.items()]
-    specs += [TensorSpec(f"{module}.lora_B", "F16", (rows, LORA_RANK)) for module, (rows, _) in modules.items()]
+    ranks = dict.fromkeys(linear_modules(base.architecture), LORA_RANK)
+    specs = lora_specs(base, ranks)
     by_name = {spec.name: spec for spec in specs}
     with building(bundle) as folder:
         write_tensor_file(folder / ADAPTER_WEIGHTS, specs, lambda name: _produce(by_name[name]))
         binding = BaseBinding(digest, _NO_TOKENIZER.tokenizer_sha256, _NO_TOKENIZER.chat_template_sha256)
         files = describe_files(folder, [ADAPTER_WEIGHTS])
-        write_manifest(folder, AdapterManifest(binding, dict.fromkeys(modules, LORA_RANK), files))
+        write_manifest(folder, AdapterManifest(binding, ranks, files))
 
 
 def _specs(architecture: Architecture) -> list[TensorSpec]:
@@ -124,12 +128,40 @@ def _produce(spec: TensorSpec) -> NDArray[Any]:
     """The tensor of this name: the same in every run, whatever the others are."""
     generator = np.random.default_rng(zlib.crc32(spec.name.encode()))
     if spec.dtype == "U8":
-        *planes, tiles, groups, _ = spec.shape
-        return _random_planes(generator, tiles, groups) if planes else _random_blocks(generator, tiles, groups)
+        return _random_stored(generator, spec)
     if spec.name.endswith("norm.weight"):
         return np.ones(spec.shape, np.float32)
-    values = generator.standard_normal(spec.shape, np.float32) * np.float32(WEIGHT_STD)
-    return values.astype(np.float16) if spec.dtype == "F16" else values
+    return generator.standard_normal(spec.shape, np.float32) * np.float32(WEIGHT_STD)
+
+
+def _random_stored(generator: np.random.Generator, spec: TensorSpec) -> U8:
+    match spec.shape:
+        case (tiles, _):
+            return _random_b(generator, tiles)
+        case (_, groups, size) if size == block_bytes(8):
+            return _random_a(generator, groups)
+        case (tiles, groups, _):
+            return _random_blocks(generator, tiles, groups)
+        case (_, tiles, groups, _):
+            return _random_planes(generator, tiles, groups)
+    raise AssertionError(spec)
+
+
+def _random_a(generator: np.random.Generator, groups: int) -> U8:
+    """Int8 blocks [1, groups, 2112] of rank 16."""
+    values = _random_int8(generator, LORA_RANK, groups * GROUP_INPUTS)
+    return pack_int8(values, np.full((LORA_RANK, groups), _INT8_SCALE, np.float16))
+
+
+def _random_b(generator: np.random.Generator, tiles: int) -> U8:
+    """Low-rank blocks [tiles, 288] of rank 16."""
+    values = _random_int8(generator, tiles * TILE_ROWS, LORA_RANK)
+    return pack_low_rank(values, np.full(len(values), _INT8_SCALE, np.float16))
+
+
+def _random_int8(generator: np.random.Generator, rows: int, inputs: int) -> U8:
+    values: U8 = _normal_values(8)[generator.integers(0, 256, (rows, inputs), np.uint8)]  # [rows, inputs]
+    return values
 
 
 def _random_blocks(generator: np.random.Generator, tiles: int, groups: int) -> U8:

@@ -1,7 +1,7 @@
 """From a PEFT directory to an adapter bundle, bound to one base bundle.
 
 `convert_adapter` reads as its steps: read the options, pair the tensors, check them against the base, fold the scale
-into B, write. Nothing is dropped silently: a tensor that has no place is an error.
+into B, quantise, write. Nothing is dropped silently: a tensor that has no place is an error.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ from engine.convert.errors import (
     WrongBaseError,
 )
 from engine.convert.peft_options import PeftOptions
+from engine.convert.quantise import quantise_pair
 from engine.convert.source import SourceTensors, open_tensors, read_json, read_optional_json
+from engine.lora import LoraMatrices, lora_bits, lora_specs
 from engine.parameters import linear_modules
 from engine.strict_json import DecodeError, from_document
-from engine.tensor_file import TensorSpec, write_tensor_file
+from engine.tensor_file import write_tensor_file
 
 F32 = NDArray[np.float32]
-Stored = NDArray[np.float16] | NDArray[np.float32]
 Pairs = Mapping[str, Mapping[str, str]]
 EXTRAS_NAME: Final = "socle.json"
 MAX_EXTRAS_BYTES: Final = 1 << 20  # they travel in the manifest, which has a limit of its own
@@ -81,14 +82,15 @@ def convert_adapter(source: Path, base_bundle: Path, bundle: Path, *, on_progres
     pairs = _pair(tensors)
     _check_modules(pairs, options, base)
     _check_shapes(tensors, pairs, options, base)
-    on_progress("folding the scale into B", 0.3)
-    matrices = _read_matrices(tensors, pairs, options, base)
+    on_progress("converting the matrices", 0.3)
+    matrices = store_matrices(_read_matrices(tensors, pairs, options), base)
+    _check_effect(matrices)
     with building(bundle) as folder:
         on_progress("writing the bundle", 0.8)
-        _write_matrices(folder / ADAPTER_WEIGHTS, matrices)
+        write_matrices(folder / ADAPTER_WEIGHTS, matrices, base)
         manifest = AdapterManifest(
             base=BaseBinding(base_digest, base.tokenizer.tokenizer_sha256, base.tokenizer.chat_template_sha256),
-            ranks={module: len(a) for module, (a, _) in matrices.items()},
+            ranks={module: lora.rank for module, lora in matrices.items()},
             files=describe_files(folder, [ADAPTER_WEIGHTS]),
             business=extras.business,
             golden_prompts=extras.golden_prompts,
@@ -174,19 +176,14 @@ def _check_shapes(tensors: SourceTensors, pairs: Pairs, options: PeftOptions, ba
             )
 
 
-def _read_matrices(
-    tensors: SourceTensors, pairs: Pairs, options: PeftOptions, base: BaseManifest
-) -> dict[str, tuple[Stored, Stored]]:
-    """A and scaled B of each module, in the element type that they are stored in."""
-    exact = {
+def _read_matrices(tensors: SourceTensors, pairs: Pairs, options: PeftOptions) -> dict[str, tuple[F32, F32]]:
+    """A [rank, inputs] and scaled B [rows, rank] of each module."""
+    matrices = {
         module: (tensors.float32(names["A"]), _scaled(tensors.float32(names["B"]), options.scale(module)))
         for module, names in pairs.items()
     }
-    matrices: dict[str, tuple[Stored, Stored]] = {**exact} if base.weights == "float32" else _narrowed(exact)
     if not all(np.isfinite(b).all() for _, b in matrices.values()):
         raise NotFiniteError("lora_B is infinite once it is multiplied by lora_alpha / r")
-    if not any(a.any() and b.any() for a, b in matrices.values()):
-        raise AllZeroError("the adapter changes nothing: for every module lora_A or lora_B is zero")
     return matrices
 
 
@@ -195,15 +192,26 @@ def _scaled(b: F32, scale: float) -> F32:
         return b * np.float32(scale)
 
 
-def _narrowed(exact: dict[str, tuple[F32, F32]]) -> dict[str, tuple[Stored, Stored]]:
-    """Everything in float16, or everything as it is if that would overflow."""
-    with np.errstate(over="ignore"):
-        narrow = {module: (a.astype(np.float16), b.astype(np.float16)) for module, (a, b) in exact.items()}
-    is_finite = all(np.isfinite(a).all() and np.isfinite(b).all() for a, b in narrow.values())
-    return {**narrow} if is_finite else {**exact}
+def store_matrices(matrices: Mapping[str, tuple[F32, F32]], base: BaseManifest) -> dict[str, LoraMatrices]:
+    """A [rank, inputs] and B [rows, rank] of each module as they lie in a bundle for this base.
+
+    Raises `NotFiniteError` for numbers that 8 bits cannot hold.
+    """
+    bits, stored = lora_bits(base), {}
+    for module, (a, b) in matrices.items():
+        stored_a, stored_b = (a, b) if bits == 32 else quantise_pair(module, a, b)
+        stored[module] = LoraMatrices(stored_a, stored_b, rank=len(a), rows=len(b), inputs=a.shape[1], bits=bits)
+    return stored
 
 
-def _write_matrices(path: Path, matrices: Mapping[str, tuple[Stored, Stored]]) -> None:
-    arrays = {f"{module}.lora_{which}": m for module, ab in matrices.items() for which, m in zip("AB", ab, strict=True)}
-    specs = [TensorSpec(name, "F16" if m.dtype == np.float16 else "F32", m.shape) for name, m in arrays.items()]
-    write_tensor_file(path, specs, arrays.__getitem__)
+def _check_effect(matrices: Mapping[str, LoraMatrices]) -> None:
+    if all(lora.is_zero for lora in matrices.values()):
+        raise AllZeroError("the adapter changes nothing: for every module lora_A or lora_B is zero")
+
+
+def write_matrices(path: Path, matrices: Mapping[str, LoraMatrices], base: BaseManifest) -> None:
+    """Write the file of an adapter for this base."""
+    arrays = {f"{module}.lora_A": lora.a for module, lora in matrices.items()}
+    arrays |= {f"{module}.lora_B": lora.b for module, lora in matrices.items()}
+    ranks = {module: lora.rank for module, lora in matrices.items()}
+    write_tensor_file(path, lora_specs(base, ranks), arrays.__getitem__)

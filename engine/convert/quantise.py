@@ -6,6 +6,7 @@ every machine, whatever its instruction set.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -24,6 +25,7 @@ from engine.layout import (
     ZERO_POINT,
     pack_int4,
     pack_int8,
+    pack_low_rank,
     pack_planes,
 )
 
@@ -36,6 +38,7 @@ _CHUNK_GROUPS = 1024
 _INT4_RANGE = (-8, 7)
 _INT8_RANGE = (-127, 127)
 _PLANES_RANGE = (-119, 119)
+_LEAST_PEAK = 1e-30
 
 
 def quantise_int4(name: str, weight: F32) -> U8:
@@ -53,14 +56,40 @@ def quantise_planes(name: str, weight: F32) -> U8:
     return _in_chunks(name, weight, _planes_blocks, tile_axis=1)
 
 
+def quantise_low_rank(name: str, weight: F32) -> U8:
+    """Low-rank blocks [tiles, 64 * ceil(rank / 4) + 32] of a matrix [rows, rank]; a row's largest value is +-127."""
+    _refuse_too_large(name, weight)
+    values, scales = _int8_values(np.ascontiguousarray(weight.T))  # [rank, rows], [rows]
+    return pack_low_rank(np.ascontiguousarray(values.astype(np.uint8).T), scales)
+
+
+def quantise_pair(module: str, a: F32, b: F32) -> tuple[U8, U8]:
+    """Int8 blocks of an adapter's A [rank, inputs] and low-rank blocks of its B [rows, rank].
+
+    Their product alone matters, so both are first brought to the same size, and neither's scales underflow in fp16: by
+    a power of two, found without a logarithm, whose last bit may differ from one processor to another.
+    """
+    _, exponent = math.frexp(_peak(b) / _peak(a))
+    shift = np.float32(math.ldexp(1.0, exponent // 2))
+    return quantise_int8(f"{module}.lora_A", a * shift), quantise_low_rank(f"{module}.lora_B", b / shift)
+
+
+def _peak(weight: F32) -> float:
+    return max(float(np.abs(weight).max()), _LEAST_PEAK)
+
+
 def _in_chunks(name: str, weight: F32, quantise: Callable[[F32], U8], *, tile_axis: int = 0) -> U8:
     """Some tiles at a time, which fit into the processor's cache."""
-    if max(weight.max(), -weight.min()) > np.finfo(np.float16).max:
-        raise NotFiniteError(f"{name} holds numbers too large to quantise")
+    _refuse_too_large(name, weight)
     groups_per_tile = TILE_ROWS * -(-weight.shape[1] // GROUP_INPUTS)
     step = TILE_ROWS * max(1, _CHUNK_GROUPS // groups_per_tile)
     chunks = (weight[start : start + step] for start in range(0, len(weight), step))
     return np.concatenate([quantise(chunk) for chunk in chunks], axis=tile_axis)
+
+
+def _refuse_too_large(name: str, weight: F32) -> None:
+    if max(weight.max(), -weight.min()) > np.finfo(np.float16).max:
+        raise NotFiniteError(f"{name} holds numbers too large to quantise")
 
 
 def _int4_blocks(weight: F32) -> U8:
@@ -71,10 +100,14 @@ def _int4_blocks(weight: F32) -> U8:
 
 
 def _int8_blocks(weight: F32) -> U8:
-    groups = _columns(weight, GROUP_INPUTS)  # [128, n]
-    scales = (_peaks(groups) / np.float32(_INT8_RANGE[1])).astype(np.float16)  # [n]
-    values = _steps(groups, scales.astype(np.float32), *_INT8_RANGE) + ZERO_POINT[8]
+    values, scales = _int8_values(_columns(weight, GROUP_INPUTS))  # [128, n], [n]
     return pack_int8(_matrix(values, weight), scales.reshape(len(weight), -1))
+
+
+def _int8_values(groups: F32) -> tuple[F32, F16]:
+    """Unsigned 8-bit values of groups [size, n], as many, and their scales [n]."""
+    scales = (_peaks(groups) / np.float32(_INT8_RANGE[1])).astype(np.float16)  # [n]
+    return _steps(groups, scales.astype(np.float32), *_INT8_RANGE) + ZERO_POINT[8], scales
 
 
 def _planes_blocks(weight: F32) -> U8:

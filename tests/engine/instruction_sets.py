@@ -16,16 +16,16 @@ import socle_native
 from numpy.typing import NDArray
 
 from engine.backends.native import NativeBackend
-from engine.backends.native_adapter import pack_low_rank
 from engine.config import EngineConfig
+from engine.convert.quantise import quantise_low_rank
 from engine.layout import (
     GROUP_INPUTS,
     MAX_MULTIPLIER,
     SUBGROUP_INPUTS,
     TILE_ROWS,
-    ZERO_POINT,
     block_bytes,
     dequantise,
+    dequantise_low_rank,
     pack_int4,
     pack_int8,
 )
@@ -190,8 +190,8 @@ def stored(generator: np.random.Generator, encoding: Encoding, rows: int, inputs
         dense = generator.standard_normal((rows, inputs)).astype(np.float32)
         return Stored(encoding, dense.view(np.uint8), dense)
     if encoding == "low_rank":
-        blocks = pack_low_rank(generator.standard_normal((rows, inputs)).astype(np.float32))
-        return Stored(encoding, blocks, unpack_low_rank(blocks, rows, inputs))
+        blocks = quantise_low_rank("b", generator.standard_normal((rows, inputs)).astype(np.float32))
+        return Stored(encoding, blocks, dequantise_low_rank(blocks, rows, inputs))
     bits = 4 if encoding == "int4" else 8
     values = generator.integers(0, 2**bits, (rows, inputs), dtype=np.uint8)
     scales = generator.uniform(-1, 1, (rows, -(-inputs // GROUP_INPUTS))).astype(np.float16)
@@ -214,15 +214,6 @@ def rounded(x: F32, kv_type: KvType) -> F32:
     top = np.abs(x).max(axis=-1, keepdims=True)
     factor = np.divide(np.float32(127), top, out=np.zeros_like(top), where=top > 0)
     return np.rint(x * factor) * (top / np.float32(127))
-
-
-def unpack_low_rank(blocks: U8, rows: int, rank: int) -> F32:
-    """The matrix [rows, rank] that `pack_low_rank` made blocks of."""
-    vectors, scale_bytes = np.split(blocks, [-2 * TILE_ROWS], axis=1)
-    scales = np.ascontiguousarray(scale_bytes).view(np.float16).astype(np.float32)  # [tiles, 16]
-    lanes = vectors.reshape(len(blocks), -1, TILE_ROWS, 4)  # [tiles, vectors, 16, 4]
-    values = lanes.transpose(0, 2, 1, 3).reshape(len(blocks), TILE_ROWS, -1).astype(np.float32) - ZERO_POINT[8]
-    return (values * scales[..., None]).reshape(len(blocks) * TILE_ROWS, -1)[:rows, :rank]
 
 
 def read_tiles(tiles: U8, kv_type: KvType, num_positions: int, head_dim: int) -> tuple[F32, F32]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.artifact import BASE_WEIGHTS
+from engine.artifact import ADAPTER_WEIGHTS, BASE_WEIGHTS
 from engine.backends import Segment
 from engine.backends.native import NativeBackend
 from engine.config import EngineConfig
@@ -33,7 +33,9 @@ def main(base: Path, adapter: Path) -> dict[str, object]:
     """Open, load, prefill in chunks, verify a tree, decode, idle."""
     before = memory()["Anonymous"]
     backend = NativeBackend(base, EngineConfig(num_threads=2))
-    adapter_bytes = backend.load_adapter("a", adapter)
+    opened = memory()["Anonymous"]
+    backend.load_adapter("a", adapter)
+    loaded = memory()["Anonymous"]
     state = backend.new_state(PROMPT_TOKENS + 64)
 
     def step(num_rows, logit_rows, parents=None):
@@ -56,10 +58,12 @@ def main(base: Path, adapter: Path) -> dict[str, object]:
     time.sleep(1)
     return {
         "anonymous_bytes": after - before,
-        "owed_bytes": state.size_bytes + adapter_bytes,
+        "owed_bytes": state.size_bytes,
+        "load_bytes": loaded - opened,
         "growth_bytes": grown - after,
         "idle_cpu_s": time.process_time() - cpu_s,
         "weights": memory("smaps", of=BASE_WEIGHTS),
+        "adapter": memory("smaps", of=ADAPTER_WEIGHTS),
         "logits_are_finite": bool(np.isfinite(step(1, (0,))[0]).all()),
     }
 

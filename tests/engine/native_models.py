@@ -11,11 +11,10 @@ import numpy as np
 
 from engine.artifact import RopeScaling
 from engine.backends import Backend, Segment, State, Tokens
-from engine.backends.native_adapter import _pack_pair
 from engine.backends.reference import Adapter, KvCache, Transformer, multiply_rows
 from engine.backends.weights import AdapterWeights, BaseWeights
-from engine.layout import GROUP_INPUTS, TILE_ROWS, dequantise
-from tests.engine.instruction_sets import F32, KvType, padded, rounded, unpack_low_rank
+from engine.layout import GROUP_INPUTS, TILE_ROWS
+from tests.engine.instruction_sets import F32, KvType, padded, rounded
 from tests.engine.random_bundles import FAMILIES, LLAMA, MISTRAL, QWEN2, QWEN3, make_adapter, make_base
 
 # Sizes that fill neither tiles nor groups, and more query heads for a KV head than attention works off at once.
@@ -119,13 +118,9 @@ class NativeArithmetic:
         return cache
 
     def _adapter(self, name: str) -> Adapter:
-        adapter = {}
-        for module, matrices in AdapterWeights.open(
-            adapter_of(self._base, name), self._weights.manifest
-        ).modules.items():
-            a, b = matrices.a.astype(np.float32), matrices.b.astype(np.float32)
-            adapter[module] = (a, b) if self._is_float else as_packed(a, b)
-        return adapter
+        weights = AdapterWeights.open(adapter_of(self._base, name), self._weights.manifest)
+        dense = {module: lora.dense() for module, lora in weights.modules.items()}
+        return dense if self._is_float else {module: (a, b.view(LowRankMatrix)) for module, (a, b) in dense.items()}
 
 
 class RoundingArray(np.ndarray):
@@ -148,12 +143,6 @@ class RoundingArray(np.ndarray):
 
 class LowRankMatrix(np.ndarray):
     """An adapter's B [rows, rank], whose inputs share one scale."""
-
-
-def as_packed(a: F32, b: F32) -> tuple[F32, F32]:
-    """What an adapter's matrices [rank, inputs] and [rows, rank] are in the core's int8 blocks."""
-    packed_a, packed_b = _pack_pair(a, b)
-    return dequantise(packed_a, 8, *a.shape), unpack_low_rank(packed_b, *b.shape).view(LowRankMatrix)
 
 
 def multiply_int8(x: F32, weight: F32) -> F32:

@@ -22,6 +22,7 @@ from engine.artifact import (
     read_base,
     write_manifest,
 )
+from engine.convert.adapter import store_matrices, write_matrices
 from engine.layout import GROUP_INPUTS, MAX_MULTIPLIER, SUBGROUP_INPUTS, pack_int4, pack_int8, pack_planes
 from engine.parameters import EMBEDDING, HEAD, linear_modules, matrix_modules, vectors
 from engine.tensor_file import TensorSpec, write_tensor_file
@@ -94,17 +95,17 @@ def make_adapter(
     """
     base, base_digest = read_base(base_bundle)
     generator = np.random.default_rng(seed)
-    dtype = np.float32 if base.weights == "float32" else np.float16
-    ranks, tensors = {}, {}
+    matrices = {}
     for module, (rows, inputs) in linear_modules(base.architecture).items():
         its_rank = rank if isinstance(rank, int) else rank.get(module.rpartition(".")[2], 0)
         if only in module and its_rank:
-            ranks[module] = its_rank
-            tensors[f"{module}.lora_A"] = (generator.standard_normal((its_rank, inputs)) / inputs**0.5).astype(dtype)
-            tensors[f"{module}.lora_B"] = (scale * generator.standard_normal((rows, its_rank))).astype(dtype)
+            a = generator.standard_normal((its_rank, inputs)) / inputs**0.5
+            b = scale * generator.standard_normal((rows, its_rank))
+            matrices[module] = a.astype(np.float32), b.astype(np.float32)
     bundle.mkdir()
-    write_tensors(bundle / ADAPTER_WEIGHTS, tensors)
+    write_matrices(bundle / ADAPTER_WEIGHTS, store_matrices(matrices, base), base)
     binding = BaseBinding(base_digest, base.tokenizer.tokenizer_sha256, base.tokenizer.chat_template_sha256)
+    ranks = {module: len(a) for module, (a, _) in matrices.items()}
     return write_manifest(bundle, AdapterManifest(binding, ranks, describe_files(bundle, [ADAPTER_WEIGHTS])))
 
 

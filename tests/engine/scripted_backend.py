@@ -85,6 +85,9 @@ class ScriptedBackend:
     def unload_adapter(self, digest: str) -> None:
         del self.adapters[digest]
 
+    def check_adapter(self, digest: str) -> None:
+        assert digest in self.adapters
+
     def state_bytes(self, max_tokens: int) -> int:
         return 10 * max_tokens
 

@@ -10,7 +10,7 @@ from engine.errors import BundleError, CapacityError, UnknownAdapterError
 
 
 class Loader:
-    """Takes twice the disk size, as float32 from float16 does."""
+    """Takes twice the disk size, as back ends that hold dense matrices take more."""
 
     def __init__(self, disk_bytes):
         self.disk_bytes = disk_bytes

@@ -9,11 +9,17 @@ from engine.layout import (
     ZERO_POINT,
     block_bytes,
     dequantise,
+    dequantise_low_rank,
     dequantise_rows,
+    int8_scales,
+    low_rank_block_bytes,
+    low_rank_scales,
     pack_int4,
     pack_int8,
+    pack_low_rank,
     pack_planes,
     unpack,
+    unpack_low_rank,
 )
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 300))
@@ -56,6 +62,20 @@ def test_weight_is_value_less_zero_point_times_scale(kind, shape) -> None:
     assert (weights == expected).all()
 
 
+@given(SHAPES, st.integers(0, 9))
+def test_low_rank_blocks_come_back_too(shape, seed) -> None:
+    generator = np.random.default_rng(seed)
+    values = generator.integers(0, 256, shape, dtype=np.uint8)
+    scales = generator.normal(size=len(values)).astype(np.float16)
+    blocks = pack_low_rank(values, scales)
+    assert blocks.shape == (-(-shape[0] // 16), low_rank_block_bytes(shape[1]))
+    unpacked, unpacked_scales = unpack_low_rank(blocks, *shape)
+    assert (unpacked == values).all()
+    assert (unpacked_scales == scales).all()
+    expected = (values.astype(np.float32) - 128) * scales.astype(np.float32)[:, None]
+    assert (dequantise_low_rank(blocks, *shape) == expected).all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_are_those_of_the_whole(kind) -> None:
     blocks, _, _ = random_matrix(kind, (37, 170))
@@ -70,6 +90,14 @@ def test_padding_adds_nothing(kind) -> None:
     padded = dequantise(blocks, BITS[kind], 16, 128)
     assert not padded[3:].any()
     assert not padded[:, 33:].any()
+
+
+def test_padding_of_low_rank_blocks_adds_nothing() -> None:
+    blocks = pack_low_rank(np.full((3, 5), 200, np.uint8), np.ones(3, np.float16))
+    padded = dequantise_low_rank(blocks, 16, 8)
+    assert (padded[:3, :5] == 72).all()
+    assert not padded[3:].any()
+    assert not padded[:, 5:].any()
 
 
 def test_bytes_of_int4_lie_as_drawn() -> None:
@@ -89,6 +117,24 @@ def test_bytes_of_int8_lie_as_drawn() -> None:
     (block,) = pack_int8(values, np.arange(16, dtype=np.float16)[:, None])[0]
     assert block[17 * 64 + 5 * 4 + 2] == 3
     assert block[2048:2080].view(np.float16).tolist() == list(range(16))
+
+
+def test_bytes_of_low_rank_blocks_lie_as_drawn() -> None:
+    values = np.full((32, 7), 128, np.uint8)
+    values[21, 6] = 3  # row 5 of the second tile
+    block = pack_low_rank(values, np.arange(32, dtype=np.float16))[1]
+    assert block[64 + 5 * 4 + 2] == 3
+    assert block[128:].view(np.float16).tolist() == list(range(16, 32))
+
+
+def test_scales_are_found_where_they_lie() -> None:
+    scales = np.arange(64, dtype=np.float16).reshape(32, 2)
+    int8 = pack_int8(np.zeros((32, 200), np.uint8), scales)
+    assert (int8_scales(int8) == scales.reshape(2, 16, 2).transpose(0, 2, 1)).all()
+    low_rank = pack_low_rank(np.zeros((32, 9), np.uint8), scales[:, 0])
+    assert (low_rank_scales(low_rank) == scales[:, 0].reshape(2, 16)).all()
+    low_rank_scales(low_rank)[1, 3] = -1.0
+    assert unpack_low_rank(low_rank, 32, 9)[1][19] == -1.0
 
 
 @given(SHAPES, st.integers(0, 9))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.artifact import BASE_WEIGHTS
+from engine.artifact import ADAPTER_WEIGHTS, BASE_WEIGHTS, read_adapter, write_manifest
 from engine.backends import Segment, open_backend
 from engine.backends.native import NativeBackend
 from engine.backends.reference import ReferenceBackend
@@ -174,6 +174,25 @@ def test_adapters_come_and_go(base, backend):
     np.testing.assert_array_equal(logits_of(backend, TOKENS), before)
 
 
+@pytest.mark.parametrize("model", ["qwen3-int4", "qwen3-float32"])
+def test_an_adapter_is_mapped_as_long_as_it_is_loaded(models, tmp_path, model):
+    base = models.base(model)
+    backend = with_adapters(FASTEST.open(base, num_threads=1), base)
+    bundle = Path(shutil.copytree(adapter_of(base, "all-3"), tmp_path / "adapter"))
+
+    def is_mapped():
+        return str(bundle / ADAPTER_WEIGHTS) in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+    assert backend.load_adapter("x", bundle) == sum(
+        spec.size_bytes for spec in TensorFile(bundle / ADAPTER_WEIGHTS).values()
+    )
+    assert is_mapped()
+    shutil.rmtree(bundle)
+    np.testing.assert_array_equal(logits_of(backend, TOKENS, "x"), logits_of(backend, TOKENS, "all-3"))
+    backend.unload_adapter("x")
+    assert not is_mapped()
+
+
 @pytest.mark.parametrize("kv_type", ["fp16", "int8"])
 def test_a_state_takes_the_bytes_that_were_foretold(base, kv_type):
     backend = FASTEST.open(base, kv_type=kv_type, num_threads=1)
@@ -311,13 +330,13 @@ def test_the_fastest_instruction_set_is_taken_unless_told_otherwise(base):
 # Damaged bundles
 
 
-def changed(base, folder, name, change):
-    """A copy of the base in which `change` has been called on one tensor."""
-    file = TensorFile(base / BASE_WEIGHTS)
+def changed(bundle, folder, name, change, weights=BASE_WEIGHTS):
+    """A copy of the bundle in which `change` has been called on one tensor."""
+    file = TensorFile(bundle / weights)
     tensors = {tensor: file.view(tensor).copy() for tensor in file}
     change(tensors[name])
-    shutil.copytree(base, folder, ignore=shutil.ignore_patterns(BASE_WEIGHTS))
-    write_tensors(folder / BASE_WEIGHTS, tensors)
+    shutil.copytree(bundle, folder, ignore=shutil.ignore_patterns(weights))
+    write_tensors(folder / weights, tensors)
     return folder
 
 
@@ -337,9 +356,10 @@ def test_weights_of_another_shape_are_refused(models, tmp_path):
         FASTEST.open(tmp_path / "base")
 
 
-def test_an_adapter_of_another_shape_is_refused(models, backend):
-    with pytest.raises(BundleError, match="expected"):
-        backend.load_adapter("x", adapter_of(models.base("qwen3-odd-int4"), "all-3"))
+@pytest.mark.parametrize("other", ["qwen3-odd-int4", "qwen3-float32"])
+def test_an_adapter_of_another_shape_or_type_is_refused(models, backend, other):
+    with pytest.raises(BundleError, match=r"lora_[AB] is .* expected"):
+        backend.load_adapter("x", adapter_of(models.base(other), "all-3"))
 
 
 def test_an_adapter_of_too_high_a_rank_is_refused(base, backend, tmp_path):
@@ -357,13 +377,40 @@ def test_an_adapter_that_changes_nothing_is_refused(base, backend, tmp_path):
         backend.load_adapter("x", tmp_path / "a")
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("rank", [0, -1])
+def test_an_adapter_with_an_impossible_rank_is_refused(base, backend, tmp_path, rank):
+    make_adapter(tmp_path / "a", base, only="0.self_attn.q_proj")
+    manifest, _ = read_adapter(tmp_path / "a")
+    write_manifest(tmp_path / "a", replace(manifest, ranks=dict.fromkeys(manifest.ranks, rank)))
+    with pytest.raises(BundleError, match=f"q_proj has rank {rank}: fetch it again"):
+        backend.load_adapter("x", tmp_path / "a")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("matrix", ["lora_A", "lora_B"])
 @pytest.mark.parametrize("model", ["qwen3-int4", "qwen3-float32"])
-def test_an_adapter_that_is_not_finite_is_refused(models, tmp_path, model, bad):
-    base = models.base(model)
-    make_adapter(tmp_path / "a", base, scale=bad)
+def test_an_adapter_that_is_not_finite_is_refused(models, tmp_path, model, matrix, bad):
+    def damage(tensor):
+        numbers = scales_in(tensor) if tensor.dtype == np.uint8 else tensor
+        numbers[-1, ..., -1] = bad
+
+    base, name = models.base(model), f"model.layers.1.mlp.up_proj.{matrix}"
+    adapter = changed(adapter_of(base, "all-16"), tmp_path / "a", name, damage, ADAPTER_WEIGHTS)
     with pytest.raises(BundleError, match="not finite: fetch it again"):
-        FASTEST.open(base, num_threads=1).load_adapter("x", tmp_path / "a")
+        FASTEST.open(base, num_threads=1).load_adapter("x", adapter)
+
+
+def test_an_adapter_that_changes_while_it_is_loaded_is_noticed(base, backend, tmp_path):
+    changes = {"cut": lambda path: os.truncate(path, 4096), "touched": lambda path: os.utime(path, (0, 0))}
+    for name, change in changes.items():
+        shutil.copytree(adapter_of(base, "all-3"), tmp_path / name)
+        backend.load_adapter(name, tmp_path / name)
+        backend.check_adapter(name)
+        change(tmp_path / name / ADAPTER_WEIGHTS)
+        with pytest.raises(BundleError, match=r"adapter\.safetensors changed while it was in use: fetch it again"):
+            backend.check_adapter(name)
+        backend.unload_adapter(name)
+    backend.check_adapter("all-3")
 
 
 LAYER_MATRICES = [f"model.layers.1.{name}.weight" for name in LAYER_LINEARS]

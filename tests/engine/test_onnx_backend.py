@@ -1,8 +1,13 @@
 """ONNX Runtime against the reference back end, on random models of every family."""
 
+import os
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from engine.artifact import ADAPTER_WEIGHTS
 from engine.backends import Segment, open_backend
 from engine.backends.onnx import OnnxBackend
 from engine.backends.onnx_weights import repack
@@ -162,6 +167,19 @@ def test_adapters_come_and_go(bundles):
     with pytest.raises(KeyError):
         run(backend, state, TOKENS, "a")
     np.testing.assert_array_equal(run(backend, state, TOKENS), logits(backend))
+
+
+@pytest.mark.parametrize("backend_class", [OnnxBackend, ReferenceBackend])
+@pytest.mark.parametrize("weights", ["float32", "int4"])
+def test_adapters_are_copies_that_outlive_their_files(bundles, tmp_path, weights, backend_class):
+    base = bundles / f"qwen3-{weights}"
+    backend = OnnxBackend(base, EXACT) if backend_class is OnnxBackend else ReferenceBackend(base)
+    bundle = Path(shutil.copytree(f"{base}-x", tmp_path / "adapter"))
+    backend.load_adapter("x", bundle)
+    expected = logits(backend, "x")
+    os.truncate(bundle / ADAPTER_WEIGHTS, 0)
+    backend.check_adapter("x")
+    np.testing.assert_array_equal(logits(backend, "x"), expected)
 
 
 def test_a_full_state_refuses(qwen3):

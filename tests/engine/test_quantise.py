@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.convert.errors import NotFiniteError
-from engine.convert.quantise import quantise_int4, quantise_int8, quantise_planes
-from engine.layout import dequantise, pack_int4, unpack
+from engine.convert.quantise import quantise_int4, quantise_int8, quantise_low_rank, quantise_pair, quantise_planes
+from engine.layout import dequantise, dequantise_low_rank, pack_int4, unpack
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 100))
 
@@ -82,9 +82,43 @@ def test_padding_has_scale_zero(quantise, bits) -> None:
     assert not scales[3:].any()
 
 
-@pytest.mark.parametrize("quantise", [quantise_int4, quantise_int8, quantise_planes])
+@pytest.mark.parametrize("quantise", [quantise_int4, quantise_int8, quantise_planes, quantise_low_rank])
 def test_what_does_not_fit_float16_scales_is_refused(quantise) -> None:
     weight = normal((4, 32))
     weight[1, 2] = 3e37
     with pytest.raises(NotFiniteError, match="too large"):
         quantise("model.w", weight)
+
+
+# Adapters
+
+
+@given(SHAPES, st.integers(0, 20))
+def test_every_row_of_a_low_rank_matrix_is_within_half_a_step_of_its_own(shape, seed) -> None:
+    weight = normal(shape, seed) * np.logspace(-2, 2, shape[0], dtype=np.float32)[:, None]
+    error = np.abs(dequantise_low_rank(quantise_low_rank("b", weight), *shape) - weight)
+    assert (error.max(axis=1) <= np.abs(weight).max(axis=1) / 127 * 0.51).all()
+
+
+def product_of(blocks, a, b) -> np.ndarray:
+    return dequantise_low_rank(blocks[1], *b.shape) @ dequantise(blocks[0], 8, *a.shape)
+
+
+@pytest.mark.parametrize(("size_a", "size_b"), [(1e-8, 1e4), (1e-3, 1e-3), (1.0, 1.0), (1e8, 1e-12), (1e6, 1e2)])
+def test_the_product_of_a_pair_is_kept_whatever_the_sizes_of_both(size_a, size_b) -> None:
+    a, b = np.float32(size_a) * normal((5, 300), 1), np.float32(size_b) * normal((70, 5), 2)
+    product = product_of(quantise_pair("m", a, b), a, b)
+    assert np.linalg.norm(product - b @ a) < 0.02 * np.linalg.norm(b @ a)
+
+
+def test_a_pair_has_the_same_bytes_however_its_size_is_split() -> None:
+    a, b = normal((4, 200), 1), normal((40, 4), 2)
+    expected = quantise_pair("m", a, b)
+    for exponent in (-30, -1, 7):
+        blocks = quantise_pair("m", np.ldexp(a, exponent), np.ldexp(b, -exponent))
+        assert all((mine == its).all() for mine, its in zip(blocks, expected, strict=True))
+
+
+def test_a_pair_of_zeros_is_zero() -> None:
+    a, b = normal((4, 128)), np.zeros((20, 4), np.float32)
+    assert not product_of(quantise_pair("m", a, b), a, b).any()

@@ -160,9 +160,16 @@ def test_flipped_bytes_are_read_or_refused(tmp_path_factory, data) -> None:
         file.view(name)
 
 
-def test_a_file_that_is_cut_after_it_was_mapped_is_noticed(tmp_path) -> None:
+@pytest.fixture
+def path(tmp_path) -> Path:
+    """A file that was written long ago: its next change has another time, however coarse the clock."""
     path = tmp_path / "x.safetensors"
     write_tensor_file(path, specs_of({"a": np.zeros(100, np.uint8)}), {"a": np.zeros(100, np.uint8)}.__getitem__)
+    os.utime(path, (0, 0))
+    return path
+
+
+def test_a_file_that_is_cut_after_it_was_mapped_is_noticed(path) -> None:
     file = TensorFile(path)
     file.check_size()
     with path.open("ab") as longer:
@@ -171,3 +178,59 @@ def test_a_file_that_is_cut_after_it_was_mapped_is_noticed(tmp_path) -> None:
     os.truncate(path, 80)
     with pytest.raises(TensorFileError, match=r"x\.safetensors changed while it was in use"):
         file.check_size()
+
+
+def overwrite(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"x")
+
+
+def cut_unseen(path: Path) -> None:
+    os.truncate(path, 80)
+    os.utime(path, (0, 0))
+
+
+def replace(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(b"another file")
+    other.rename(path)
+
+
+CHANGES = {"cut": cut_unseen, "longer": lambda p: os.truncate(p, 800), "written": overwrite}
+NO_CHANGES = {"read": Path.read_bytes, "removed": Path.unlink, "replaced": replace, "mode": lambda p: p.chmod(0o400)}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_any_change_of_a_mapped_file_is_noticed(path, change) -> None:
+    file = TensorFile(path)
+    file.check_unchanged()
+    CHANGES[change](path)
+    with pytest.raises(TensorFileError, match=r"x\.safetensors changed while it was in use"):
+        file.check_unchanged()
+
+
+@pytest.mark.parametrize("change", NO_CHANGES)
+def test_what_leaves_the_mapped_bytes_alone_is_no_change(path, change) -> None:
+    file = TensorFile(path)
+    NO_CHANGES[change](path)
+    file.check_unchanged()
+    assert not file.view("a").any()
+
+
+def test_a_file_is_given_back_with_the_last_view(path) -> None:
+    def is_open() -> bool:
+        return any(link.is_symlink() and link.readlink() == path for link in Path("/proc/self/fd").iterdir())
+
+    def is_mapped() -> bool:
+        return str(path) in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+    file = TensorFile(path)
+    view = file.view("a")
+    assert is_open()
+    del file
+    assert is_mapped()
+    assert not view.any()
+    del view
+    assert not is_mapped()
+    assert not is_open()
