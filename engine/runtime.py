@@ -21,7 +21,14 @@ from engine.artifact import BaseManifest, check_fits, read_adapter, read_base, v
 from engine.backends import Backend, Logits, Segment, open_backend
 from engine.business import Business
 from engine.config import EngineConfig
-from engine.errors import CapacityError, EngineError, InvalidInputError, NumericalError, RequestTimeoutError
+from engine.errors import (
+    BundleError,
+    CapacityError,
+    EngineError,
+    InvalidInputError,
+    NumericalError,
+    RequestTimeoutError,
+)
 from engine.intake import Intake
 from engine.intake import Limits as IntakeLimits
 from engine.ledger import ENGINE, Caps, Kind, Ledger
@@ -222,6 +229,9 @@ class Engine:
         if batch is None:
             self._end_stuck()
             return self._deliver()
+        batch = self._without_damaged(batch)
+        if not batch.work:
+            return self._deliver()
         logits = self._run(batch)
         sampled = self._sample(batch, logits)
         return self._deliver() + self._collect(sampled)
@@ -259,6 +269,22 @@ class Engine:
             sequence = self._scheduler.waiting[0]
             sequence.fail(CapacityError("the request does not fit into the engine's memory, even alone"))
             self._undelivered.append(self._retire(sequence))
+
+    def _without_damaged(self, batch: Batch) -> Batch:
+        """The batch less those whose adapter's file is not the one any more that was loaded; they end with an error."""
+        damaged: dict[str | None, BundleError] = {}
+        for digest in {work.sequence.adapter for work in batch.work}:
+            try:
+                if digest is not None:
+                    self.backend.check_adapter(digest)
+            except BundleError as error:
+                damaged[digest] = error
+        for work in batch.work:
+            sequence = work.sequence
+            if sequence.adapter in damaged:
+                sequence.fail(damaged[sequence.adapter])
+                self._undelivered.append(self._retire(sequence))
+        return Batch(batch.kind, tuple(work for work in batch.work if work.sequence.adapter not in damaged))
 
     def _run(self, batch: Batch) -> list[Logits]:
         """Append the batch's tokens to their states; logits of the last row of whoever gets a token next."""

@@ -1,10 +1,11 @@
 """The whole engine on a small random model: what runs beside a request never changes its answer."""
 
+import importlib.util
 from dataclasses import replace
 
 import pytest
 
-from engine.artifact import read_base
+from engine.artifact import ADAPTER_WEIGHTS, read_base
 from engine.backends import open_backend
 from engine.config import EngineConfig
 from engine.ledger import Kind
@@ -103,3 +104,23 @@ def test_generate_streams_one_request(open_engine):
     stats = engine.stats()
     assert (stats.backend, stats.total.prefill_tokens, stats.total.decode_tokens) == ("onnx", 5, 11)
     assert stats.memory.pss_bytes > 0
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("socle_native"), reason="the others hold copies")
+@pytest.mark.parametrize("how", ["cut", "written to"])
+def test_an_adapter_whose_file_changes_under_us_fails_its_requests_and_no_others(open_engine, bundles, tmp_path, how):
+    adapter = tmp_path / "z"
+    make_adapter(adapter, bundles / "base", seed=9)
+    engine = open_engine(backend="native")
+    digest = engine.load_adapter(adapter)
+    engine.submit(Request((1, 2, 3), "with", digest, replace(GREEDY, max_tokens=20)))
+    engine.submit(Request((1, 2, 3), "without", None, replace(GREEDY, max_tokens=20, ignore_eos=True)))
+    engine.step()
+    with (adapter / ADAPTER_WEIGHTS).open("r+b") as file:
+        file.truncate(1000) if how == "cut" else file.write(b"other")
+    last = {}
+    while engine.has_work:
+        last |= {output.request_id: output for output in engine.step()}
+    assert (last["with"].finish_reason, last["with"].error.code) == (FinishReason.ERROR, "bad_bundle")
+    assert last["without"].usage.completion_tokens == 20
+    assert engine.stats().memory.reserved[Kind.KV] == 0
