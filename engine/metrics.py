@@ -6,6 +6,7 @@ so the counters of all subjects add up to the engine's. No prompts, no answers. 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -192,20 +193,21 @@ def process_memory(smaps_rollup: Path = SMAPS_ROLLUP) -> tuple[int, int]:
     return kib["Pss"] * 1024, kib["Anonymous"] * 1024
 
 
-def mapped_pss(directory: Path, smaps: Path = SMAPS) -> int:
-    """PSS of this process's mappings of files below a directory; 0 where the kernel does not tell."""
+def mapped_pss(smaps: Path = SMAPS) -> Counter[str]:
+    """PSS of this process's mappings by the path of the file; empty where the kernel does not tell."""
+    found: Counter[str] = Counter()
     try:
         lines = smaps.read_text().splitlines()
     except OSError:
-        return 0
-    total, is_below = 0, False
+        return found
+    path = ""
     for line in lines:
         head, _, rest = line.partition(" ")
         if not head.endswith(":"):
-            is_below = rest.rpartition(" ")[2].startswith(f"{directory}/")
-        elif head == "Pss:" and is_below:
-            total += int(rest.split()[0]) * 1024
-    return total
+            path = line.partition("/")[1] + line.partition("/")[2]
+        elif head == "Pss:":
+            found[path] += int(rest.split()[0]) * 1024
+    return found
 
 
 def _added(first: float | Distribution, second: float | Distribution) -> float | Distribution:

@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 
 from engine.adapters import ResidentAdapters
-from engine.artifact import BaseManifest, check_fits, read_adapter, read_base, verify_files
+from engine.artifact import (
+    ADAPTER_WEIGHTS,
+    BASE_WEIGHTS,
+    BaseManifest,
+    check_fits,
+    read_adapter,
+    read_base,
+    verify_files,
+)
 from engine.backends import Backend, Logits, Segment, open_backend
 from engine.business import Business
 from engine.config import EngineConfig
@@ -454,9 +462,10 @@ class Engine:
         memory = self.backend.memory()
         resident = {**reserved, Kind.SCRATCH: memory.resident_scratch_bytes}
         if memory.are_weights_mapped and self.base.bundle is not None:
-            resident[Kind.WEIGHTS] = mapped_pss(self.base.bundle.resolve())
-            bundles = [self._bundles[digest].resolve() for digest in self._adapters.resident]
-            resident[Kind.ADAPTERS] = sum(map(mapped_pss, bundles))
+            by_file = mapped_pss()
+            adapters = [self._bundles[digest] / ADAPTER_WEIGHTS for digest in self._adapters.resident]
+            resident[Kind.WEIGHTS] = by_file[str((self.base.bundle / BASE_WEIGHTS).resolve())]
+            resident[Kind.ADAPTERS] = sum(by_file[str(file.resolve())] for file in adapters)
         states = [sequence.state for sequence in self._scheduler.running if sequence.state is not None]
         resident[Kind.KV] = sum(state.resident_bytes for state in states)
         return resident

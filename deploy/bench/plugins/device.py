@@ -75,6 +75,7 @@ async def device(
                 ),
                 max_in_flight=1000,
                 ready_wait_s=_LONG_S,
+                stable_s=0.0,  # each crash counts as the first one
                 businesses=businesses or {},
             ),
             Quarantine(state / "quarantine.json"),

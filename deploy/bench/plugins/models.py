@@ -10,7 +10,7 @@ from typing import Final
 
 from engine.artifact import ADAPTER_WEIGHTS, BASE_WEIGHTS, FORMAT, read_adapter, read_base
 from engine.convert import convert_adapter, convert_base
-from engine.convert.grow import grow
+from engine.convert.grow import grow_checkpoint
 from engine.convert.grow_adapter import grow_adapter
 from engine.convert.growth import SHAPES
 
@@ -53,7 +53,7 @@ def ensure_models(cache: Path, shape: str, num_adapters: int, say: Callable[[str
     if not base.exists():
         say(f"growing the base to {shape}, in {folder}")
         with TemporaryDirectory(dir=folder) as temporary:
-            grow(SOURCES / "base", Path(temporary) / "base", SHAPES[shape])
+            grow_checkpoint(SOURCES / "base", Path(temporary) / "base", SHAPES[shape])
             convert_base(Path(temporary) / "base", base)
     names = list(TASKS)
     adapters = [folder / f"{index:03}-{TASKS[names[index % len(names)]]}" for index in range(num_adapters)]
