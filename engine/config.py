@@ -25,6 +25,8 @@ class EngineConfig:
     kv_type: how the native back end keeps keys and values; "int8" halves their memory and rounds more.
     max_context_tokens: prompt and answer of one request together; the base's own limit holds too.
     prefill_chunk_tokens: rows of a prompt that run in one step; longer prompts take turns with running answers.
+    max_bucket_s: how long such a step should take at most, so that what is urgent need not wait longer; fewer rows run
+        in one where the back end's answers do not depend on it.
     max_running, max_waiting: requests that hold a KV state, and requests in the queue before them.
     mixes_adapters: whether requests with different adapters may run in one step.
     policy: "deadlines" serves by priority and deadline; "first_come" in order of arrival, to compare with.
@@ -48,6 +50,7 @@ class EngineConfig:
     kv_type: Literal["fp16", "int8"] = "fp16"
     max_context_tokens: int = 4096
     prefill_chunk_tokens: int = 128
+    max_bucket_s: float = 0.25
     max_running: int = 16
     max_waiting: int = 64
     mixes_adapters: bool = True
@@ -78,7 +81,7 @@ class EngineConfig:
             self._require_at_least(name, 0)
         if self.memory_budget_bytes is not None:
             self._require_at_least("memory_budget_bytes", 1)
-        for name in ("ageing_s", "request_timeout_s", "prefix_cache_max_age_s"):
+        for name in ("max_bucket_s", "ageing_s", "request_timeout_s", "prefix_cache_max_age_s"):
             self._require_positive(name)
         self._require_one_of("backend", ("auto", "native", "onnx", "reference"))
         self._require_one_of("instruction_set", ("auto", "avx512vnni", "avx2", "neon", "portable"))

@@ -561,6 +561,8 @@ def _scheduler_limits(config: EngineConfig, backend: Backend) -> Limits:
         max_running=min(config.max_running, backend.max_step_rows),
         max_waiting=config.max_waiting,
         prefill_chunk_tokens=min(config.prefill_chunk_tokens, backend.max_step_rows),
+        max_bucket_s=config.max_bucket_s,
+        cuts_anywhere=backend.cuts_anywhere,
         ageing_s=config.ageing_s,
         mixes_adapters=config.mixes_adapters,
         policy=config.policy,

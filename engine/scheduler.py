@@ -5,8 +5,9 @@ runs: a business's priority, raised by one for each `ageing_s` that a sequence w
 Within a level the earliest deadline is first, and prefill and decode take turns. A step is the quantum: a sequence
 that does not run in one keeps its state and goes on in another as if nothing had happened.
 
-A prompt is always cut at multiples of `prefill_chunk_tokens`, whatever else runs: the arithmetic of a request, and with
-it its answer, does not depend on its neighbours.
+A prompt runs in buckets of `prefill_chunk_tokens`, or of fewer where these would take longer than `max_bucket_s`: for so
+long an urgent request waits at most. Where the bits of an answer depend on the cuts, a prompt is always cut at the same
+places, whatever else runs.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from engine.errors import CapacityError, RateLimitError
 from engine.sequence import Sequence
 from engine.step_costs import StepCosts
 
+_LEAST_BUCKET_TOKENS = 32
 _TOLERANCE = 1.25  # of a lone row's time: what others may add to it even if a token is late already
 
 
@@ -61,11 +63,13 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """See `engine.config.EngineConfig`."""
+    """See `engine.config.EngineConfig` and, for `cuts_anywhere`, `engine.backends.Backend`."""
 
     max_running: int
     max_waiting: int
     prefill_chunk_tokens: int
+    max_bucket_s: float
+    cuts_anywhere: bool
     ageing_s: float
     mixes_adapters: bool
     policy: Literal["deadlines", "first_come"]
@@ -216,15 +220,23 @@ class Scheduler:
 
     def _prefill(self, sequences: list[Sequence]) -> Batch:
         """The next chunk of the first sequence, and of those behind it as far as they fit as well."""
-        left = self._limits.prefill_chunk_tokens
+        bucket_tokens = left = self._bucket_tokens()
         work: list[Work] = []
         for sequence in self._miscible(sequences):
-            num_tokens = min(sequence.num_pending, self._limits.prefill_chunk_tokens)
+            num_tokens = min(sequence.num_pending, bucket_tokens)
             if num_tokens > left:
                 break
             work.append(Work(sequence, num_tokens))
             left -= num_tokens
         return Batch(StepKind.PREFILL, tuple(work))
+
+    def _bucket_tokens(self) -> int:
+        """As many tokens as run in time, in steps of 32: fewer would pass over the weights too often."""
+        most, token_s = self._limits.prefill_chunk_tokens, self._costs.prefill_s(1)
+        if not self._limits.cuts_anywhere or token_s * most <= self._limits.max_bucket_s:
+            return most
+        in_time = int(self._limits.max_bucket_s / token_s)
+        return min(most, max(_LEAST_BUCKET_TOKENS, in_time // _LEAST_BUCKET_TOKENS * _LEAST_BUCKET_TOKENS))
 
     def _miscible(self, sequences: list[Sequence]) -> list[Sequence]:
         """Those that may run in one step with the first."""
