@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import psutil
 import structlog
 
 from edge_agent.business import Profile, profile_of
@@ -23,6 +22,7 @@ from edge_agent.checks import memory_bytes
 from edge_agent.engine_child import Answer, ChildSettings, EngineChild
 from edge_agent.engine_wire import Heartbeat, Prompt
 from edge_agent.errors import AgentError, EngineGoneError, NotServingError, QuarantinedError, TransientError
+from edge_agent.memory import available_bytes, engine_budget_bytes
 from edge_agent.protocol import DesiredState, Problem, ReleaseRef
 from edge_agent.quarantine import MOST_CRASHES, Quarantine
 from edge_agent.schedule import Backoff
@@ -215,7 +215,7 @@ class Host:
             await asyncio.shield(self._spawn(self._retire(old)))
 
     def _has_memory_for(self, desired: DesiredState) -> bool:
-        return memory_bytes(self._manifests(desired)) <= int(psutil.virtual_memory().available)
+        return memory_bytes(self._manifests(desired)) <= available_bytes()
 
     def _manifests(self, desired: DesiredState) -> list[Manifest]:
         found = (self._store.manifest(ref.digest) for ref in desired.releases)
@@ -285,8 +285,10 @@ class Host:
 
     async def _start_child(self, base: ReleaseRef) -> EngineChild:
         settings = self._settings.child
+        config = {"memory_budget_bytes": engine_budget_bytes(), **settings.config}
         if self._isolates:
-            settings = replace(settings, config={**settings.config, "mixes_adapters": False})
+            config["mixes_adapters"] = False
+        settings = replace(settings, config=config)
         child = await EngineChild.start(self._store.bundle(base.digest), settings, self)
         self._children.add(child)
         return child

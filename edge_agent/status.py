@@ -14,6 +14,13 @@ from rich.table import Table
 from edge_agent.errors import NotEnrolledError
 from edge_agent.state_dir import StateDir
 
+_BUSINESS_LIMITS = {
+    "max_running": "at a time",
+    "tokens_per_minute": "tokens a minute",
+    "max_context_tokens": "tokens of context",
+    "memory_bytes": "bytes",
+}
+
 
 def read_status(state_dir: StateDir) -> dict[str, Any]:
     """The agent's status with `is_running`; raises `NotEnrolledError` if no agent ever ran here."""
@@ -66,7 +73,14 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("Wants", _set(status["wants"])))
     if problem := status["problem"]:
         rows.append(("Problem", f"[red]{problem['code']}[/red]: {problem['detail']}"))
+    if quarantined := status["quarantined"]:
+        digests = ", ".join(digest[:12] for digest in quarantined)
+        rows.append(("Not run", f"[red]{digests}[/red]: the engine crashed while it ran them; roll out other versions"))
     rows.append(("Engine", _engine(status["engine"])))
+    if memory := status["engine"].get("memory_bytes"):
+        rows.append(("Memory", _memory(memory)))
+    if status["businesses"]:
+        rows.append(("Businesses", "\n".join(map(_business, status["businesses"]))))
     rows.append(("Speed", _speed(status["speed"])))
     rows.append(("Local API", status["api"]))
     rows.append(("Telemetry", f"{telemetry['batches']} batches wait, {_mebibytes(telemetry['spool_bytes'])}"))
@@ -114,6 +128,21 @@ def _engine(engine: dict[str, Any]) -> str:
         f"{engine['backend']}, process {engine['pid']}, {_mebibytes(engine['pss_bytes'])} PSS, "
         f"{engine['in_flight']} requests in flight, {restarts}"
     )
+
+
+def _memory(sizes: dict[str, int]) -> str:
+    """By kind, the largest first."""
+    kinds = sorted(((size, kind) for kind, size in sizes.items() if kind != "pss" and size), reverse=True)
+    return ", ".join(f"{kind.replace('_', ' ')} {_mebibytes(size)}" for size, kind in kinds)
+
+
+def _business(business: dict[str, Any]) -> str:
+    extras = [f"at most {business[key]} {word}" for key, word in _BUSINESS_LIMITS.items() if business[key] is not None]
+    if business["prompt_cache"]:
+        extras.append("keeps prompts")
+    named = "" if business["name"] == business["model"] else f" ({business['name']})"
+    facts = [business["deadline"], f"priority {business['priority']}", *extras]
+    return f"  {business['model']}{named}: {', '.join(facts)}"
 
 
 def _speed(speed: dict[str, Any]) -> str:

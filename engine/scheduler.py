@@ -5,9 +5,9 @@ runs: a business's priority, raised by one for each `ageing_s` that a sequence w
 Within a level the earliest deadline is first, and prefill and decode take turns. A step is the quantum: a sequence
 that does not run in one keeps its state and goes on in another as if nothing had happened.
 
-A prompt runs in buckets of `prefill_chunk_tokens`, or of fewer where these would take longer than `max_bucket_s`: for so
-long an urgent request waits at most. Where the bits of an answer depend on the cuts, a prompt is always cut at the same
-places, whatever else runs.
+A prompt runs in buckets of `prefill_chunk_tokens`, or of fewer where these would take longer than `max_bucket_s`: for
+so long an urgent request waits at most. Where the bits of an answer depend on the cuts, a prompt is always cut at the
+same places, whatever else runs.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ CONVERSION_READS = {
     "engine.backends",
     "engine.backends.reference",
     "engine.backends.weights",
+    "engine.business",
     "engine.chat_template",
     "engine.convert",
     "engine.errors",

@@ -1,0 +1,1 @@
+"""Benchmarks of a whole device: agent, engine process and local API together."""

@@ -25,6 +25,7 @@ from engine.artifact import (
     read_base,
     write_manifest,
 )
+from engine.business import Business
 from engine.convert.building import Progress, building, ignore_progress
 from engine.convert.errors import (
     AllZeroError,
@@ -41,6 +42,7 @@ from engine.convert.errors import (
 from engine.convert.peft_options import PeftOptions
 from engine.convert.quantise import quantise_pair
 from engine.convert.source import SourceTensors, open_tensors, read_json, read_optional_json
+from engine.errors import InvalidInputError
 from engine.lora import LoraMatrices, lora_bits, lora_specs
 from engine.parameters import linear_modules
 from engine.strict_json import DecodeError, from_document
@@ -101,12 +103,14 @@ def convert_adapter(source: Path, base_bundle: Path, bundle: Path, *, on_progres
 
 
 def _read_extras(source: Path) -> Extras:
-    extras = read_optional_json(source / EXTRAS_NAME, BadExtrasError, at_most_bytes=MAX_EXTRAS_BYTES)
-    document = {"business": {}, "golden_prompts": [], **extras}
+    given = read_optional_json(source / EXTRAS_NAME, BadExtrasError, at_most_bytes=MAX_EXTRAS_BYTES)
+    document = {"business": {}, "golden_prompts": [], **given}
     try:
-        return from_document(Extras, document)
-    except DecodeError as error:
+        extras = from_document(Extras, document)
+        Business.from_mapping(extras.business)
+    except (DecodeError, InvalidInputError) as error:
         raise BadExtrasError(f"{EXTRAS_NAME}: {error}") from error
+    return extras
 
 
 def _pair(tensors: SourceTensors) -> dict[str, dict[str, str]]:

@@ -23,7 +23,7 @@ from engine.metrics import Counters, Usage
 
 
 class ScriptedEngine:
-    """Follows orders: "crash", "hang", "endless", "too long", "no room" and others as last message; "crash" and others as tags."""
+    """Follows orders: "crash", "hang", "endless", "no room" and others as last message, some of them as tags too."""
 
     backend = "scripted"
 

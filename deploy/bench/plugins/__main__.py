@@ -125,9 +125,9 @@ def _print_load(report: dict[str, Any]) -> None:
         gain = f"{figures['ttft_p99_gain']:.1f}x"
         print(f"{name:12} {pairs[0]:>18} {pairs[1]:>18} {gain:>6} {ends[0]:>18} {ends[1]:>18}")
     rates = report["tokens_per_s"]
+    ratio = f"{rates['deadlines']:.1f} / {rates['first_come']:.1f} tokens/s ({report['throughput_ratio']:.3f}x)"
     print(
-        f"throughput {rates['deadlines']:.1f} / {rates['first_come']:.1f} tokens/s ({report['throughput_ratio']:.3f}x); "
-        f"{report['num_unanswered']} unanswered, {report['num_told_to_wait']} told to come back; "
+        f"throughput {ratio}; {report['num_unanswered']} unanswered, {report['num_told_to_wait']} told to come back; "
         f"{report['answers_as_alone']} of {report['answers_compared']} answers as on an idle device"
     )
 
@@ -143,16 +143,18 @@ def _print_switch(report: dict[str, Any]) -> None:
 
 
 def _print_memory(report: dict[str, Any]) -> None:
+    sizes = f"files {report['files_mib']:.0f} MiB, PSS {report['pss_mib']:.0f} MiB ({report['pss_to_files']:.3f}x)"
     print(
-        f"\nbase and {report['num_adapters']} adapters: files {report['files_mib']:.0f} MiB, PSS {report['pss_mib']:.0f} MiB "
-        f"({report['pss_to_files']:.3f}x); the ledger has {report['ledger_to_pss']:.3f}x of the PSS"
+        f"\nbase and {report['num_adapters']} adapters: {sizes}; "
+        f"the ledger has {report['ledger_to_pss']:.3f}x of the PSS"
     )
 
 
 def _print_prefix(report: dict[str, Any]) -> None:
+    times = f"{report['cached_ttft_ms']:.1f} ms instead of {report['cold_ttft_ms']:.0f} ms"
     print(
-        f"\nprompt of {report['prompt_tokens']} tokens, {report['cached_tokens']} cached: first token after "
-        f"{report['cached_ttft_ms']:.1f} ms instead of {report['cold_ttft_ms']:.0f} ms ({100 * report['ratio']:.1f} %); "
+        f"\nprompt of {report['prompt_tokens']} tokens, {report['cached_tokens']} cached: "
+        f"first token after {times} ({100 * report['ratio']:.1f} %); "
         f"answers {'agree' if report['answers_agree'] else 'DIFFER'}"
     )
 

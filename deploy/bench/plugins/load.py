@@ -22,7 +22,7 @@ _BATCH: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A business: its class and what it asks. `history_turns` make its prompts long; `share` is of the device's time."""
+    """A business: its class and what it asks; `history_turns` make prompts long, `share` is of the device's time."""
 
     name: str
     task: str
