@@ -73,14 +73,14 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("Wants", _set(status["wants"])))
     if problem := status["problem"]:
         rows.append(("Problem", f"[red]{problem['code']}[/red]: {problem['detail']}"))
-    if quarantined := status["quarantined"]:
+    if quarantined := status.get("quarantined"):
         digests = ", ".join(digest[:12] for digest in quarantined)
         rows.append(("Not run", f"[red]{digests}[/red]: the engine crashed while it ran them; roll out other versions"))
     rows.append(("Engine", _engine(status["engine"])))
     if memory := status["engine"].get("memory_bytes"):
         rows.append(("Memory", _memory(memory)))
-    if status["businesses"]:
-        rows.append(("Businesses", "\n".join(map(_business, status["businesses"]))))
+    if businesses := status.get("businesses"):
+        rows.append(("Businesses", "\n".join(map(_business, businesses))))
     rows.append(("Speed", _speed(status["speed"])))
     rows.append(("Local API", status["api"]))
     rows.append(("Telemetry", f"{telemetry['batches']} batches wait, {_mebibytes(telemetry['spool_bytes'])}"))

@@ -1,9 +1,9 @@
 """Greedy answers of a model, and the golden prompts that ship with an adapter."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -46,14 +46,14 @@ def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 
 
 def write(
-    folder: Path, model: nn.Module, tokenizer: PreTrainedTokenizerBase, task: str, business: str, max_tokens: int
+    folder: Path, model: nn.Module, tokenizer: PreTrainedTokenizerBase, task: str, business: Mapping[str, Any]
 ) -> None:
-    """Write `socle.json`: held-out prompts that the model answers rightly, and the per-business options."""
+    """Write `socle.json`: the business' options, and held-out prompts that the model answers rightly with them."""
     samples = held_out(task, "test", 8 * _NUM_GOLDEN, seed=1)
-    answers = greedy_answers(model, tokenizer, samples, max_tokens)
+    answers = greedy_answers(model, tokenizer, samples, business["sampling"]["max_tokens"])
     right = [sample for sample, answer in zip(samples, answers, strict=True) if answer == sample.answer][:_NUM_GOLDEN]
     document = {
-        "business": {"name": business, "sampling": {"temperature": 0, "max_tokens": max_tokens}},
+        "business": business,
         "golden_prompts": [{"messages": [m.as_dict() for m in s.messages], "answer": s.answer} for s in right],
     }
     (folder / "socle.json").write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

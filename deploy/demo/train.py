@@ -64,6 +64,7 @@ class AdapterPlan:
 
     task: str
     business: str
+    deadline: str
     rank: int
     max_tokens: int
     num_steps: int
@@ -80,10 +81,10 @@ ADAPTER_RECIPE: Final = Recipe(
     num_steps=240, num_batches=2, matrix_lr=2e-3, other_lr=2e-3, warmup_steps=20, decay_share=0.7
 )
 PLANS: Final = {
-    "home-1.0.0": AdapterPlan("home", "home", rank=16, max_tokens=64, num_steps=240),
-    "home-2.0.0": AdapterPlan("home-2", "home", rank=16, max_tokens=64, num_steps=400),
-    "car-1.0.0": AdapterPlan("car", "car", rank=16, max_tokens=64, num_steps=240),
-    "summary-1.0.0": AdapterPlan("summary", "summary", rank=16, max_tokens=256, num_steps=2000),
+    "home-1.0.0": AdapterPlan("home", "home", "urgent", rank=16, max_tokens=64, num_steps=240),
+    "home-2.0.0": AdapterPlan("home-2", "home", "urgent", rank=16, max_tokens=64, num_steps=400),
+    "car-1.0.0": AdapterPlan("car", "car", "urgent", rank=16, max_tokens=64, num_steps=240),
+    "summary-1.0.0": AdapterPlan("summary", "summary", "patient", rank=16, max_tokens=256, num_steps=2000),
 }
 
 
@@ -259,7 +260,12 @@ def train_adapter(name: str, recipe: Recipe, num_threads: int) -> None:
     fit(model, source, recipe, num_threads, before_step)
     before_step(0)
     save_adapter(name, model)
-    golden.write(ADAPTERS / name, model, tokenizer, plan.task, plan.business, plan.max_tokens)
+    business = {
+        "name": plan.business,
+        "deadline": plan.deadline,
+        "sampling": {"temperature": 0, "max_tokens": plan.max_tokens},
+    }
+    golden.write(ADAPTERS / name, model, tokenizer, plan.task, business)
 
 
 def lora_config(plan: AdapterPlan) -> LoraConfig:

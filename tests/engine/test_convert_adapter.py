@@ -372,6 +372,16 @@ REFUSALS = {
         "bad_extras",
         r"golden_prompts\[0\].messages",
     ),
+    "extras with an unknown deadline": (
+        lambda s: (s / "socle.json").write_text('{"business": {"deadline": "soon"}}'),
+        "bad_extras",
+        r"business.deadline.*soon",
+    ),
+    "extras with a budget of nothing": (
+        lambda s: (s / "socle.json").write_text('{"business": {"max_running": 0}}'),
+        "bad_extras",
+        r"business.max_running: give a whole number of at least 1",
+    ),
     "extras too large": (
         lambda s: (s / "socle.json").write_text(json.dumps({"business": {"x": "y" * (1 << 20)}})),
         "bad_extras",
