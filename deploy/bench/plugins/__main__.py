@@ -20,6 +20,7 @@ from deploy.bench.plugins.load import KINDS, Ask, Run, Speed, answers_alone, mea
 from deploy.bench.plugins.models import Models, ensure_models
 from deploy.bench.plugins.processes import measure_memory, measure_prefix, measure_restarts
 from deploy.bench.plugins.switching import measure_switching
+from engine.convert.growth import SHAPES
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 PARTS: Final = ("load", "switch", "memory", "prefix", "restart")
@@ -183,21 +184,23 @@ def _say(text: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="./dev bench plugins", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="./dev bench plugins", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     add = parser.add_argument
-    add("--parts", type=_parts, default=PARTS, help=f"of {', '.join(PARTS)}")
-    add("--shape", default="0.5b", help="what the demo's models are grown to (0.5b)")
-    add("--seconds", type=float, default=60.0, help="for how long requests arrive (60)")
-    add("--utilisation", type=float, default=0.8, help="of the device, by what it was measured to do (0.8)")
-    add("--rounds", type=int, default=1, help="replays under each policy (1)")
-    add("--compared", type=int, default=20, help="answers to compare with those on an idle device (20)")
-    add("--switch-adapters", type=int, default=64)
-    add("--switch-steps", type=int, default=640)
-    add("--memory-adapters", type=int, default=32)
-    add("--pairs", type=int, default=5, help="prompts that are sent cold and cached (5)")
-    add("--restarts", type=int, default=3)
-    add("--seed", type=int, default=1)
-    add("--cache", type=Path, default=ROOT / "var" / "bench", help="where the grown models are kept (var/bench)")
+    add("--parts", type=_parts, default=",".join(PARTS), help="what to measure")
+    add("--shape", choices=sorted(SHAPES), default="0.5b", help="what the demo's models are grown to")
+    add("--seconds", type=float, default=60.0, help="load: for how long requests arrive")
+    add("--utilisation", type=float, default=1.0, help="load: share of what the device was measured to do")
+    add("--rounds", type=int, default=1, help="load: replays under each policy, in turns")
+    add("--compared", type=int, default=20, help="load: answers to compare with those on an idle device")
+    add("--switch-adapters", type=int, default=64, help="switch: resident adapters")
+    add("--switch-steps", type=int, default=640, help="switch: steps with and without a change, in turns")
+    add("--memory-adapters", type=int, default=32, help="memory: adapters beside the base")
+    add("--pairs", type=int, default=5, help="prefix: prompts that are sent cold and cached")
+    add("--restarts", type=int, default=3, help="restart: times that the engine is killed, and made to hang")
+    add("--seed", type=int, default=1, help="load: another one asks other things at other times")
+    add("--cache", type=Path, default=ROOT / "var" / "bench", help="where the grown models are kept")
     return parser
 
 
