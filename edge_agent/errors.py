@@ -6,8 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from edge_agent.protocol import Problem
+
+CLIENTS_FAULTS: Final = frozenset({"invalid_input", "unsupported_input", "context_length_exceeded"})
+"""Codes by which the engine says that a request is wrong in itself."""
 
 
 class AgentError(Exception):

@@ -30,7 +30,7 @@ from starlette.types import Receive, Scope, Send
 from edge_agent import openai_responses as documents
 from edge_agent.engine_child import Answer
 from edge_agent.engine_wire import Piece
-from edge_agent.errors import AgentError, EngineRefusedError, TransientError, UserError
+from edge_agent.errors import CLIENTS_FAULTS, AgentError, EngineRefusedError, TransientError, UserError
 from edge_agent.host import Host
 from edge_agent.openai_requests import Asked, BadRequestError, parse_chat, parse_completion
 from edge_agent.recorder import Outcome, Recorder, outcome_of
@@ -42,7 +42,6 @@ _LOOPBACK = ("127.0.0.1", "localhost")
 USUAL_PORT = 8455
 MAX_BODY_BYTES = 8 << 20
 _CLIENT_CLOSED_REQUEST = 499
-_CLIENTS_FAULT = frozenset({"invalid_input", "unsupported_input", "context_length_exceeded"})
 
 T = TypeVar("T")
 
@@ -196,7 +195,11 @@ class LocalApi:
         if model is None:
             raise _unknown_model(asked.model)
         # No await up to here from `resolve`: the adapter can't be unloaded before the request counts as in flight.
-        answer = self._host.submit(model, asked.prompt, asked.sampling)
+        try:
+            answer = self._host.submit(model, asked.prompt, asked.sampling)
+        except AgentError as error:
+            self._recorder.request_ended(model, outcome_of(error), None)
+            raise
         reply = Reply(asked, model, answer, self._recorder)
         if asked.stream:
             return await _stream(request, reply)
@@ -303,7 +306,7 @@ async def _bad_request(_request: Request, error: Exception) -> Response:
 
 async def _agent_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, AgentError)
-    if isinstance(error, EngineRefusedError) and error.code in _CLIENTS_FAULT:
+    if isinstance(error, EngineRefusedError) and error.code in CLIENTS_FAULTS:
         document = documents.error_document(str(error), kind="invalid_request_error", code=error.code)
         return JSONResponse(document, status_code=400)
     document = documents.error_document(str(error), kind="server_error", code=error.code)

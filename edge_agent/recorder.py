@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from edge_agent.engine_child import EngineChild
 from edge_agent.engine_wire import Heartbeat, Reading
-from edge_agent.errors import AgentError, EngineGoneError, EngineRefusedError, TransientError
+from edge_agent.errors import CLIENTS_FAULTS, AgentError
 from edge_agent.host import Host
 from edge_agent.protocol import Metric
 from edge_agent.served import Model
@@ -32,8 +32,15 @@ _MEMORY_METRICS: Final[Mapping[str, Metric]] = {
 }
 
 
+_REFUSALS: Final = CLIENTS_FAULTS | {"capacity", "rate_limited", "queue_full", "not_serving", "adapter_quarantined"}
+
+
 class Outcome(StrEnum):
-    """How a request ended. `refused`: there was no room or budget for it, so that it never ran."""
+    """How a request ended.
+
+    `refused`: it was wrong in itself, or there was no room or budget for it, so that it never ran. `failed`: it should
+    have been answered and was not; running out of time is of that kind.
+    """
 
     FINISHED = "finished"
     CANCELLED = "cancelled"
@@ -50,9 +57,7 @@ _OUTCOME_METRICS: Final[Mapping[Outcome, Metric]] = {
 
 def outcome_of(error: AgentError) -> Outcome:
     """What became of a request that ended with this error."""
-    is_refusal = isinstance(error, TransientError) and not isinstance(error, EngineGoneError)
-    is_clients_fault = isinstance(error, EngineRefusedError) and error.code != "not_finite"
-    return Outcome.REFUSED if is_refusal or is_clients_fault else Outcome.FAILED
+    return Outcome.REFUSED if error.code in _REFUSALS else Outcome.FAILED
 
 
 class Recorder:

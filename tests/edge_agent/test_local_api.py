@@ -60,7 +60,7 @@ async def test_a_chat_completion(client, fleet) -> None:
     assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", "home 1: hello", "stop")
     assert answer.usage.completion_tokens == len("home 1: hello")
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
-    assert answer.usage.prompt_tokens_details.cached_tokens == 0
+    assert answer.usage.prompt_tokens_details.cached_tokens == 2
     socle = answer.model_extra["socle"]
     assert socle["adapter"] == fleet.desired.adapters[0].digest
     assert (socle["ttft_s"], socle["decode_s"], socle["decode_tokens"]) == (0.25, 2.0, 12)

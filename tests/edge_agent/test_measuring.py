@@ -13,6 +13,12 @@ from tests.simulators.agent_run import running_agent
 pytestmark = pytest.mark.anyio
 HELLO = [{"role": "user", "content": "hello"}]
 
+NOT_ANSWERED = {
+    "too long": openai.BadRequestError,
+    "no room": openai.InternalServerError,
+    "late": openai.InternalServerError,
+}
+
 
 async def test_what_was_answered_is_measured(fleet, catalogue, tmp_path: Path) -> None:
     fleet.want(catalogue.base(), catalogue.adapter("home", "home 1"))
@@ -22,15 +28,18 @@ async def test_what_was_answered_is_measured(fleet, catalogue, tmp_path: Path) -
     ):
         await agent.until_serving(1)
         await client.chat.completions.create(model="home", messages=HELLO)
-        with pytest.raises(openai.BadRequestError):
-            await client.chat.completions.create(model="home", messages=[{"role": "user", "content": "too long"}])
-        await agent.until(lambda: total(fleet, Metric.REQUESTS) == 2)
+        for words, refusal in NOT_ANSWERED.items():
+            with pytest.raises(refusal):
+                await client.chat.completions.create(model="home", messages=[{"role": "user", "content": words}])
+        await agent.until(lambda: total(fleet, Metric.REQUESTS) == 4)
+        assert total(fleet, Metric.REQUESTS_REFUSED) == 2
         assert total(fleet, Metric.REQUESTS_FAILED) == 1
         assert total(fleet, Metric.DECODE_TOKENS) == len("home 1: hello")
         (sample,) = [s for b in fleet.batches.values() for s in b.samples if s.metric is Metric.TTFT_S]
         assert (sample.adapter_name, sample.backend, sample.value.max) == ("home", "scripted", 0.25)
         metrics = (await agent.api.get("/metrics")).text
         assert 'socle_requests_total{model="home",outcome="finished"} 1.0' in metrics
+        assert 'socle_requests_total{model="home",outcome="refused"} 2.0' in metrics
         assert 'socle_requests_total{model="home",outcome="failed"} 1.0' in metrics
         pss = next(line for line in metrics.splitlines() if line.startswith("socle_engine_pss_bytes "))
         assert float(pss.split()[1]) > 1e6

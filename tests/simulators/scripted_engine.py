@@ -16,7 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from edge_agent.engine_loop import Marker, serve
-from edge_agent.engine_wire import Generate, Heartbeat, Piece, Reading, TokenChoice, TokenLogprobs
+from edge_agent.engine_wire import Failed, Generate, Heartbeat, Piece, Reading, TokenChoice, TokenLogprobs
 from engine.artifact import ADAPTER_WEIGHTS, BASE_WEIGHTS, check_fits, read_adapter, read_base
 from engine.errors import BundleError, CapacityError, ContextLengthError, InvalidInputError, UnknownAdapterError
 from engine.metrics import Counters, Usage
@@ -129,6 +129,7 @@ class Answer:
         self.adapter = adapter
         self._text = text
         self._is_endless = said == "endless"
+        self._is_late = said == "late"
         self._max_tokens = sampling.get("max_tokens")
         self._num_likeliest = sampling.get("logprobs")
         self._num_done = 0
@@ -136,6 +137,9 @@ class Answer:
     def step(self, call_id: str) -> Piece:
         letter = self._text[self._num_done % len(self._text)]
         self._num_done += 1
+        if self._is_late:
+            failed = Failed(call_id, "timeout", "the request took too long", is_transient=True)
+            return Piece(call_id, "", 0, finish_reason="error", failure=failed)
         reason = None
         if self._num_done == len(self._text) and not self._is_endless:
             reason = "stop"
