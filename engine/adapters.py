@@ -59,6 +59,11 @@ class ResidentAdapters:
         return tuple(self._resident)
 
     @property
+    def resident_bundles(self) -> list[Path]:
+        """Where these were loaded from."""
+        return [self._bundles[digest] for digest in self._resident]
+
+    @property
     def resident_bytes(self) -> int:
         """What the adapters in memory take."""
         return sum(self._resident.values())

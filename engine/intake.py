@@ -1,7 +1,8 @@
-"""What a request must fulfil before it is queued: a prompt that the model knows, room in all limits, budget left.
+"""Makes a request a sequence that may be queued, or refuses it.
 
-What can never be served is refused at once and for good, what cannot be served now with an error that says when to try
-again. Knows limits, no queue and no states.
+It must have an adapter that is loaded, a prompt that the model knows, room in all limits, budget left, and a chance to
+be served in time. What can never be served is refused for good, what cannot be served now with an error that says when
+to try again. Holds no states and runs nothing.
 """
 
 from __future__ import annotations
@@ -9,35 +10,79 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 
+from engine.adapters import ResidentAdapters
 from engine.backends import Backend
+from engine.business import Business
 from engine.errors import CapacityError, ContextLengthError, InvalidInputError
-from engine.sequence import Request
+from engine.scheduler import Scheduler
+from engine.sequence import Request, Sequence
 from engine.token_budgets import TokenBudgets
+from engine.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """max_context_tokens: of prompt and answer. max_state_bytes: what a state alone may take."""
+    """max_context_tokens: of prompt and answer. max_state_bytes: what a state alone may take.
+
+    request_timeout_s: the longest that a request may take, if its business says nothing else.
+    """
 
     vocab_size: int
     max_context_tokens: int
     max_state_bytes: int
+    request_timeout_s: float
 
 
 class Intake:
     """Checks requests against the engine's limits and those of their business."""
 
-    def __init__(self, backend: Backend, limits: Limits) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        backend: Backend,
+        tokenizer: Tokenizer,
+        adapters: ResidentAdapters,
+        scheduler: Scheduler,
+    ) -> None:
         self.limits = limits
         self._backend = backend
+        self._tokenizer = tokenizer
+        self._adapters = adapters
+        self._scheduler = scheduler
         self._budgets = TokenBudgets()
 
-    def check(self, request: Request, now_s: float) -> int:
-        """How many tokens the answer may have.
+    def sequence(self, request: Request, now_s: float) -> Sequence:
+        """The sequence of a request that may be queued.
 
-        Raises `InvalidInputError`, `ContextLengthError`, `CapacityError` for what never fits into memory, and
-        `RateLimitError` while the business has used up its tokens.
+        Raises `InvalidInputError` (`UnknownAdapterError`, `ContextLengthError`), `CapacityError` for what never fits
+        into memory or would come too late, and `RateLimitError` while the business has used up its tokens.
         """
+        if self._scheduler.find(request.request_id) is not None:
+            raise InvalidInputError(f"request id {request.request_id!r} is in use: give each request its own")
+        if request.adapter is not None:
+            self._adapters.require_known(request.adapter)
+        sequence = Sequence(
+            request,
+            max_tokens=self._check(request, now_s),
+            eos_token_ids=self._tokenizer.eos_token_ids,
+            text=self._tokenizer.stream(),
+            submitted_at=now_s,
+        )
+        sequence.leader = self._leader_of(request)
+        self._check_wait(sequence, now_s)
+        return sequence
+
+    def timeout_s(self, business: Business) -> float:
+        """The longest that a request of this business may take."""
+        return self.limits.request_timeout_s if business.timeout_s is None else business.timeout_s
+
+    def spend(self, request: Request, num_tokens: int, now_s: float) -> None:
+        """Take tokens of the business's budget."""
+        self._budgets.spend(request.business, num_tokens, now_s)
+
+    def _check(self, request: Request, now_s: float) -> int:
+        """How many tokens the answer may have."""
         num_prompt = len(request.prompt_token_ids)
         if not num_prompt or not all(0 <= token < self.limits.vocab_size for token in request.prompt_token_ids):
             raise InvalidInputError(
@@ -48,9 +93,24 @@ class Intake:
         self._budgets.require(request.business, now_s)
         return max_tokens
 
-    def spend(self, request: Request, num_tokens: int, now_s: float) -> None:
-        """Take tokens of the business's budget."""
-        self._budgets.spend(request.business, num_tokens, now_s)
+    def _check_wait(self, sequence: Sequence, now_s: float) -> None:
+        """Refuse what would run into its time-out while it waits."""
+        wait_s, timeout_s = self._scheduler.expected_wait_s(sequence, now_s), self.timeout_s(sequence.business)
+        if wait_s > timeout_s:
+            raise CapacityError(
+                f"requests that come before would take {wait_s:.0f} s, and this one may take {timeout_s:g}: "
+                "try again later",
+                retry_after_s=wait_s - timeout_s,
+            )
+
+    def _leader_of(self, request: Request) -> Sequence | None:
+        """The request whose work on the prompt serves this one too, if it has not come too far."""
+        leader = self._scheduler.find(request.leader) if request.leader is not None else None
+        if leader is None or leader.num_answer_tokens:
+            return None
+        theirs = leader.request
+        is_same = (theirs.prompt_token_ids, theirs.adapter) == (request.prompt_token_ids, request.adapter)
+        return leader if is_same and theirs.business.name == request.business.name else None
 
     def _check_context(self, request: Request) -> int:
         num_prompt, max_tokens = len(request.prompt_token_ids), request.sampling.max_tokens

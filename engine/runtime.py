@@ -14,43 +14,27 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from engine.accounts import Accounts
 from engine.adapters import ResidentAdapters
-from engine.artifact import (
-    ADAPTER_WEIGHTS,
-    BASE_WEIGHTS,
-    BaseManifest,
-    check_fits,
-    read_adapter,
-    read_base,
-    verify_files,
-)
-from engine.backends import Backend, Logits, Segment, open_backend
+from engine.artifact import BaseManifest, check_fits, read_adapter, read_base, verify_files
+from engine.backends import Backend, Logits, open_backend
 from engine.business import Business
 from engine.config import EngineConfig
-from engine.errors import (
-    BundleError,
-    CapacityError,
-    EngineError,
-    InvalidInputError,
-    NumericalError,
-    RequestTimeoutError,
-)
+from engine.errors import CapacityError, EngineError, InvalidInputError, RequestTimeoutError
 from engine.intake import Intake
-from engine.intake import Limits as IntakeLimits
-from engine.ledger import ENGINE, Caps, Kind, Ledger
-from engine.metrics import EngineStats, Memory, Meter, Metrics, mapped_pss, process_memory
+from engine.ledger import Kind
+from engine.limits import intake_limits, open_ledger, open_tier, scheduler_limits
+from engine.metrics import EngineStats, Memory, Metrics, process_memory
 from engine.prefix_cache import PrefixCache, Scope
-from engine.prefix_disk import NO_DISK, Disk, Tier
-from engine.sampling import SamplingParams, TokenLogprobs, draw_uniform, logprobs_of
-from engine.scheduler import Admission, Batch, Limits, Scheduler, StepKind
+from engine.resident import resident_bytes
+from engine.sampling import SamplingParams, TokenLogprobs
+from engine.scheduler import Admission, Batch, Scheduler
 from engine.sequence import FinishReason, Output, Request, Sequence
 from engine.states import SequenceStates
 from engine.step_costs import StepCosts
+from engine.step_runner import Sampled, StepRunner
 from engine.tokenizer import Tokenizer
 
-Sampled = tuple[Sequence, int | None, tuple[TokenLogprobs, ...]]
 Prompt = str | SequenceOf[int] | SequenceOf[Mapping[str, Any]]
 
 
@@ -82,20 +66,23 @@ class Engine:
         self.tokenizer = base.tokenizer
         self.backend = backend
         self.metrics = Metrics()
-        self.max_context_tokens = min(config.max_context_tokens, base.manifest.architecture.max_position_embeddings)
         self.before_step: Callable[[frozenset[str]], None] = lambda _: None
         """Told which adapters are about to run."""
         self._clock = clock
-        self._bundles: dict[str, Path] = {}
-        self._ledger = _ledger(config, backend, process_bytes)
-        self._prefixes = PrefixCache(backend, self._ledger, _tier(config))
+        self._accounts = Accounts(self.metrics, clock)
+        self._ledger = open_ledger(config, backend, process_bytes)
+        limits = intake_limits(config, base.manifest.architecture, self._ledger)
+        self.max_context_tokens = limits.max_context_tokens
+        self._prefixes = PrefixCache(backend, self._ledger, open_tier(config))
         self._adapters = ResidentAdapters(backend, self._ledger, self._prefixes.shrink)
         self._states = SequenceStates(backend, self._ledger, self._adapters, self._prefixes, self._scope_of)
-        self._costs = StepCosts()
-        self._scheduler = Scheduler(_scheduler_limits(config, backend), memory=self, costs=self._costs)
-        self._intake = Intake(backend, self._intake_limits())
+        costs = StepCosts()
+        self._scheduler = Scheduler(scheduler_limits(config, backend), memory=self, costs=costs)
+        self._runner = StepRunner(backend, costs, self._accounts, clock)
+        self._intake = Intake(
+            limits, backend=backend, tokenizer=base.tokenizer, adapters=self._adapters, scheduler=self._scheduler
+        )
         self._undelivered: list[Output] = []
-        self._current_adapter: str | None = None
         self._request_numbers = count(1)
 
     @classmethod
@@ -142,7 +129,6 @@ class Engine:
             verify_files(bundle, manifest)
         started_at = self._clock()
         self._adapters.add(digest, bundle, sum(entry.size_bytes for entry in manifest.files))
-        self._bundles[digest] = bundle
         self.metrics.adapter_load_s += self._clock() - started_at
         return digest
 
@@ -152,7 +138,6 @@ class Engine:
         if any(sequence.adapter == digest for sequence in self._scheduler.waiting):
             raise CapacityError(f"requests for adapter {digest[:12]} are queued: unload it when they are done")
         self._adapters.remove(digest)
-        self._bundles.pop(digest, None)
         self._prefixes.forget(digest)
 
     # Requests
@@ -181,7 +166,7 @@ class Engine:
         meter = self.metrics.of(request.adapter, request.business.name)
         meter.add(requests=1)
         try:
-            sequence = self._sequence(request, now_s)
+            sequence = self._intake.sequence(request, now_s)
             self._scheduler.add(sequence)
         except EngineError:
             meter.add(refused=1)
@@ -240,7 +225,8 @@ class Engine:
         batch = self._without_damaged(batch)
         if not batch.work:
             return self._deliver()
-        logits = self._run(batch)
+        self.before_step(batch.adapters)
+        logits = self._runner.run(batch)
         sampled = self._sample(batch, logits)
         return self._deliver() + self._collect(sampled)
 
@@ -248,6 +234,13 @@ class Engine:
         """What was counted so far, and the memory in use now."""
         pss_bytes, anonymous_bytes = process_memory()
         reserved = {kind: self._ledger.reserved_bytes(kind) for kind in Kind}
+        resident = resident_bytes(
+            reserved,
+            self.backend,
+            base=self.base.bundle,
+            adapters=self._adapters.resident_bundles,
+            states=[sequence.state for sequence in self._scheduler.running if sequence.state is not None],
+        )
         return EngineStats(
             base_digest=self.base.digest,
             backend=self.backend.name,
@@ -255,7 +248,7 @@ class Engine:
             by_subject=self.metrics.by_subject(),
             adapter_switch_s=self.backend.adapter_switch_s,
             adapter_load_s=self.metrics.adapter_load_s,
-            memory=Memory(reserved, self._resident(reserved), pss_bytes, anonymous_bytes),
+            memory=Memory(reserved, resident, pss_bytes, anonymous_bytes),
             resident_adapters=self._adapters.resident,
             num_running=self.num_running,
             num_waiting=self.num_waiting,
@@ -266,7 +259,7 @@ class Engine:
     def _end_late(self, now_s: float) -> None:
         """Requests that have taken as long as they may."""
         for sequence in (*self._scheduler.running, *self._scheduler.waiting):
-            timeout_s = self._timeout_s(sequence.business)
+            timeout_s = self._intake.timeout_s(sequence.business)
             if now_s - sequence.submitted_at > timeout_s:
                 sequence.fail(RequestTimeoutError(f"the request took longer than {timeout_s:g} s: try again later"))
                 self._undelivered.append(self._retire(sequence))
@@ -280,13 +273,7 @@ class Engine:
 
     def _without_damaged(self, batch: Batch) -> Batch:
         """The batch less those whose adapter's file is not the one any more that was loaded; they end with an error."""
-        damaged: dict[str | None, BundleError] = {}
-        for digest in {work.sequence.adapter for work in batch.work}:
-            try:
-                if digest is not None:
-                    self.backend.check_adapter(digest)
-            except BundleError as error:
-                damaged[digest] = error
+        damaged = self._runner.damaged_adapters(batch)
         for work in batch.work:
             sequence = work.sequence
             if sequence.adapter in damaged:
@@ -294,47 +281,13 @@ class Engine:
                 self._undelivered.append(self._retire(sequence))
         return Batch(batch.kind, tuple(work for work in batch.work if work.sequence.adapter not in damaged))
 
-    def _run(self, batch: Batch) -> list[Logits]:
-        """Append the batch's tokens to their states; logits of the last row of whoever gets a token next."""
-        segments = [self._segment(work.sequence, work.num_tokens) for work in batch.work]
-        self.before_step(frozenset(segment.adapter for segment in segments if segment.adapter is not None))
-        started_at, switched_s = self._clock(), self.backend.adapter_switch_s
-        logits = self.backend.step(segments)
-        self._count(batch, self._clock() - started_at, self.backend.adapter_switch_s - switched_s)
-        return logits
-
-    def _segment(self, sequence: Sequence, num_tokens: int) -> Segment:
-        assert sequence.state is not None
-        token_ids = np.array(sequence.take(num_tokens), np.int32)
-        wants_logits = num_tokens == sequence.num_pending
-        return Segment(sequence.state, token_ids, sequence.adapter, (num_tokens - 1,) if wants_logits else ())
-
-    def _count(self, batch: Batch, seconds: float, switched_s: float) -> None:
-        num_rows = sum(work.num_tokens for work in batch.work)
-        is_prefill = batch.kind is StepKind.PREFILL
-        (self._costs.observe_prefill if is_prefill else self._costs.observe_decode)(num_rows, seconds)
-        for work in batch.work:
-            sequence, share_s = work.sequence, seconds * work.num_tokens / num_rows
-            sequence.num_computed += work.num_tokens
-            meter = self._meter(sequence)
-            if is_prefill:
-                meter.add(prefill_tokens=work.num_tokens, prefill_s=share_s)
-                sequence.prefill_s += share_s
-            else:
-                meter.add(decode_tokens=work.num_tokens, decode_s=share_s)
-                sequence.decode_s += share_s
-            if sequence.adapter != self._current_adapter:
-                meter.add(adapter_switches=1, adapter_switch_s=switched_s)
-                switched_s = 0.0  # once, with the first
-            self._current_adapter = sequence.adapter
-
     def _sample(self, batch: Batch, logits: list[Logits]) -> list[Sampled]:
         """The next token of each sequence that has no token left to run; None where there is none to be had."""
         sampled: list[Sampled] = []
         for work, rows in zip(batch.work, logits, strict=True):
             if len(rows):
                 followers = self._end_prompt(work.sequence)
-                sampled += [self._draw(sequence, rows[-1]) for sequence in (work.sequence, *followers)]
+                sampled += [self._runner.draw(sequence, rows[-1]) for sequence in (work.sequence, *followers)]
         return sampled
 
     def _end_prompt(self, leader: Sequence) -> list[Sequence]:
@@ -348,35 +301,24 @@ class Engine:
             sequence.leader = None
             if self._scheduler.has_place_for(sequence) and self._states.follow(sequence, leader):
                 self._scheduler.start(sequence)
-                self._observe_start(sequence)
+                self._accounts.started(sequence)
                 started.append(sequence)
         return started
-
-    def _draw(self, sequence: Sequence, logits: Logits) -> Sampled:
-        params = sequence.request.sampling
-        try:
-            uniform = draw_uniform(params, sequence.generator)
-            token = self.backend.next_token(logits, params, sequence.token_ids, uniform)
-        except NumericalError as error:
-            sequence.fail(error)
-            return sequence, None, ()
-        if params.logprobs is None:
-            return sequence, token, ()
-        return sequence, token, (logprobs_of(logits, token, params.logprobs),)
 
     def _collect(self, sampled: list[Sampled]) -> list[Output]:
         """Outputs for new tokens; sequences that are finished give their memory back."""
         outputs = []
-        for sequence, token_id, logprobs in sampled:
+        for item in sampled:
+            sequence, token_id = item.sequence, item.token_id
             if token_id is None:
                 outputs.append(self._retire(sequence))
                 continue
             text = sequence.accept(token_id)
-            self._observe_token(sequence)
+            self._accounts.token_came(sequence)
             if sequence.finish_reason is None:
-                outputs.append(Output(sequence.request_id, (token_id,), text, logprobs=logprobs))
+                outputs.append(Output(sequence.request_id, (token_id,), text, logprobs=item.logprobs))
             else:
-                outputs.append(self._retire(sequence, (token_id,), text, logprobs))
+                outputs.append(self._retire(sequence, (token_id,), text, item.logprobs))
         return outputs
 
     def _retire(
@@ -394,10 +336,7 @@ class Engine:
         if sequence.leader is not None:
             sequence.leader.followers.remove(sequence)
         self._intake.spend(sequence.request, sequence.num_answer_tokens, self._clock())
-        self._meter(sequence).add(
-            failed=sequence.finish_reason is FinishReason.ERROR,
-            cancelled=sequence.finish_reason is FinishReason.CANCELLED,
-        )
+        self._accounts.ended(sequence)
         return Output(
             sequence.request_id,
             token_ids,
@@ -423,7 +362,7 @@ class Engine:
             self._undelivered.append(self._retire(sequence))
             return Admission.ENDED
         if admission is Admission.ADMITTED:
-            self._observe_start(sequence)
+            self._accounts.started(sequence)
         return admission
 
     def evict(self, sequence: Sequence) -> bool:
@@ -432,85 +371,8 @@ class Engine:
             return False
         self._states.end(sequence)
         sequence.num_computed = 0
-        self._meter(sequence).add(evictions=1)
+        self._accounts.evicted(sequence)
         return True
-
-    # What is counted
-
-    def _meter(self, sequence: Sequence) -> Meter:
-        return self.metrics.of(sequence.adapter, sequence.business.name)
-
-    def _observe_start(self, sequence: Sequence) -> None:
-        if sequence.num_answer_tokens:
-            return  # it comes back after it had to make way
-        sequence.queue_s = self._clock() - sequence.submitted_at
-        meter = self._meter(sequence)
-        meter.queue_s.observe(sequence.queue_s)
-        meter.add(prompt_tokens=sequence.num_prompt_tokens, cached_tokens=sequence.num_cached_tokens)
-
-    def _observe_token(self, sequence: Sequence) -> None:
-        now, meter = self._clock(), self._meter(sequence)
-        if sequence.last_token_at is None:
-            sequence.ttft_s = now - sequence.submitted_at
-            meter.ttft_s.observe(sequence.ttft_s)
-        else:
-            meter.inter_token_s.observe(now - sequence.last_token_at)
-        sequence.last_token_at = now
-
-    def _resident(self, reserved: Mapping[Kind, int]) -> dict[Kind, int]:
-        """The pages that were touched, as far as the back end and the system tell; else what is reserved."""
-        memory = self.backend.memory()
-        resident = {**reserved, Kind.SCRATCH: memory.resident_scratch_bytes}
-        if memory.are_weights_mapped and self.base.bundle is not None:
-            by_file = mapped_pss()
-            adapters = [self._bundles[digest] / ADAPTER_WEIGHTS for digest in self._adapters.resident]
-            resident[Kind.WEIGHTS] = by_file[str((self.base.bundle / BASE_WEIGHTS).resolve())]
-            resident[Kind.ADAPTERS] = sum(by_file[str(file.resolve())] for file in adapters)
-        states = [sequence.state for sequence in self._scheduler.running if sequence.state is not None]
-        resident[Kind.KV] = sum(state.resident_bytes for state in states)
-        return resident
-
-    # Checks
-
-    def _sequence(self, request: Request, now_s: float) -> Sequence:
-        """A request that may be queued."""
-        if self._scheduler.find(request.request_id) is not None:
-            raise InvalidInputError(f"request id {request.request_id!r} is in use: give each request its own")
-        if request.adapter is not None:
-            self._adapters.require_known(request.adapter)
-        max_tokens = self._intake.check(request, now_s)
-        sequence = Sequence(
-            request,
-            max_tokens=max_tokens,
-            eos_token_ids=self.tokenizer.eos_token_ids,
-            text=self.tokenizer.stream(),
-            submitted_at=now_s,
-        )
-        sequence.leader = self._leader_of(request)
-        wait_s, timeout_s = self._scheduler.expected_wait_s(sequence, now_s), self._timeout_s(request.business)
-        if wait_s > timeout_s:
-            raise CapacityError(
-                f"requests that come before would take {wait_s:.0f} s, and this one may take {timeout_s:g}: "
-                "try again later",
-                retry_after_s=wait_s - timeout_s,
-            )
-        return sequence
-
-    def _leader_of(self, request: Request) -> Sequence | None:
-        """The request whose work on the prompt serves this one too, if it has not come too far."""
-        leader = self._scheduler.find(request.leader) if request.leader is not None else None
-        if leader is None or leader.num_answer_tokens:
-            return None
-        theirs = leader.request
-        is_same = (theirs.prompt_token_ids, theirs.adapter) == (request.prompt_token_ids, request.adapter)
-        return leader if is_same and theirs.business.name == request.business.name else None
-
-    def _timeout_s(self, business: Business) -> float:
-        return self.config.request_timeout_s if business.timeout_s is None else business.timeout_s
-
-    def _intake_limits(self) -> IntakeLimits:
-        room = min(self._ledger.kind_room_bytes(Kind.KV), self._ledger.total_room_bytes)
-        return IntakeLimits(self.base.manifest.architecture.vocab_size, self.max_context_tokens, int(room))
 
     def _scope_of(self, sequence: Sequence) -> Scope:
         tokenizer = self.base.manifest.tokenizer
@@ -529,41 +391,3 @@ class Engine:
         if prompt and isinstance(prompt[0], Mapping):
             return self.tokenizer.render_chat([m for m in prompt if isinstance(m, Mapping)])
         return [token for token in prompt if isinstance(token, int)]
-
-
-def _ledger(config: EngineConfig, backend: Backend, process_bytes: int) -> Ledger:
-    """With what is taken from the start; raises `CapacityError` if that alone breaks the cap."""
-    by_kind = {
-        Kind.KV: config.kv_budget_bytes,
-        Kind.ADAPTERS: config.adapter_budget_bytes,
-        Kind.PREFIX_CACHE: config.prefix_cache_bytes,
-    }
-    ledger = Ledger(Caps(config.memory_budget_bytes, by_kind))
-    memory = backend.memory()
-    ledger.reserve(Kind.PROCESS, process_bytes, ENGINE)
-    ledger.reserve(Kind.WEIGHTS, memory.weights_bytes, ENGINE)
-    ledger.reserve(Kind.SCRATCH, memory.scratch_bytes, ENGINE)
-    return ledger
-
-
-def _tier(config: EngineConfig) -> Tier:
-    if config.prefix_cache_dir is None:
-        return NO_DISK
-    return Disk(
-        Path(config.prefix_cache_dir),
-        quota_bytes=config.prefix_cache_disk_bytes,
-        max_age_s=config.prefix_cache_max_age_s,
-    )
-
-
-def _scheduler_limits(config: EngineConfig, backend: Backend) -> Limits:
-    return Limits(
-        max_running=min(config.max_running, backend.max_step_rows),
-        max_waiting=config.max_waiting,
-        prefill_chunk_tokens=min(config.prefill_chunk_tokens, backend.max_step_rows),
-        max_bucket_s=config.max_bucket_s,
-        cuts_anywhere=backend.cuts_anywhere,
-        ageing_s=config.ageing_s,
-        mixes_adapters=config.mixes_adapters,
-        policy=config.policy,
-    )

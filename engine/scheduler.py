@@ -60,6 +60,11 @@ class Batch:
     kind: StepKind
     work: tuple[Work, ...]
 
+    @property
+    def adapters(self) -> frozenset[str]:
+        """Digests of the adapters that it needs."""
+        return frozenset(work.sequence.adapter for work in self.work if work.sequence.adapter is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
