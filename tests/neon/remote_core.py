@@ -121,6 +121,10 @@ class RemoteCore:
         self.Adapter = functools.partial(Adapter, runner)
         self.Model = functools.partial(Model, runner)
 
+    @functools.cached_property
+    def BLOCK_TOKENS(self) -> int:  # noqa: N802 - the compiled module's name
+        return self.runner.ask("block_tokens")[0]
+
     def instruction_sets(self) -> list[str]:
         return self.runner.ask("instruction_sets")
 
@@ -207,8 +211,12 @@ class Model(Remote):
     def state_bytes(self, max_tokens: int) -> int:
         return self.ask("state_bytes", max_tokens)[0]
 
-    def new_state(self, max_tokens: int) -> State:
-        return State(self._runner, *self.ask("new_state", max_tokens))
+    def new_state(self, max_tokens: int, blocks: Sequence[Block] = (), num_tokens: int = 0) -> State:
+        numbers = [block.number for block in blocks]
+        return State(self._runner, *self.ask("new_state", max_tokens, num_tokens, len(numbers), *numbers))
+
+    def block_from(self, data: np.ndarray) -> Block:
+        return Block(self._runner, *self.ask("block_from", data))
 
     def step(self, segments: Sequence[tuple[Any, ...]]) -> np.ndarray:
         request = []
@@ -217,7 +225,22 @@ class Model(Remote):
         return self.ask("step", len(segments), *request)[0].reshape(-1, self._vocab_size)
 
 
+class Block(Remote):
+    @property
+    def bytes(self) -> np.ndarray:
+        return self.ask("block_bytes")[0]
+
+
 class State(Remote):
+    def block(self, index: int) -> Block:
+        return Block(self._runner, *self.ask("block", index))
+
+    def take(self) -> list[Block]:
+        return [Block(self._runner, number) for number in self.ask("take")]
+
+    def fork(self, max_tokens: int) -> State:
+        return State(self._runner, *self.ask("fork", max_tokens))
+
     def rewind(self, num_tokens: int) -> None:
         self.ask("rewind", num_tokens)
 

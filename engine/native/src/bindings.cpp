@@ -9,7 +9,6 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
-#include <cstring>
 #include <optional>
 #include <stdexcept>
 
@@ -146,15 +145,6 @@ BlockBytes bytes_of(const nb::object& self) {
   return BlockBytes(block.bytes.data(), 1, shape, self);
 }
 
-std::shared_ptr<KvBlock> block_of(const PyModel& model, const Bytes& bytes) {
-  auto block = std::make_shared<KvBlock>(model.model.kv_shape());
-  if (bytes.size() != block->bytes.size()) {
-    throw std::invalid_argument("a block has " + std::to_string(block->bytes.size()) + " bytes, not " + std::to_string(bytes.size()));
-  }
-  std::memcpy(block->bytes.data(), bytes.data(), bytes.size());
-  return block;
-}
-
 using Row = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 int sample(const Row& logits, const Ints& seen, float repetition_penalty, double temperature, int top_k, double top_p,
@@ -267,6 +257,11 @@ NB_MODULE(socle_native, m) {
             return std::make_unique<KvState>(self.model.kv_shape(), max_tokens, std::move(blocks), num_tokens);
           },
           "max_tokens"_a, "blocks"_a = KvBlocks(), "num_tokens"_a = 0)
-      .def("block_from", &block_of, "bytes"_a)
+      .def(
+          "block_from",
+          [](const PyModel& self, const Bytes& bytes) {
+            return block_of(self.model.kv_shape(), ByteView(bytes.data(), bytes.size()));
+          },
+          "bytes"_a)
       .def("step", [](nb::object self, const nb::list& segments) { return run_step(self, segments); });
 }

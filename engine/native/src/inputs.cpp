@@ -1,5 +1,6 @@
 #include "inputs.h"
 
+#include <cstring>
 #include <stdexcept>
 
 namespace socle {
@@ -45,6 +46,13 @@ Matrix matrix_of(ByteView data, int rows, int inputs, Encoding encoding) {
                                 std::to_string(matrix.size_bytes()) + " bytes, not " + std::to_string(data.size));
   }
   return matrix;
+}
+
+std::shared_ptr<KvBlock> block_of(const KvShape& shape, ByteView bytes) {
+  expect_size(bytes.size, shape.block_bytes(), "the bytes of a block");
+  auto block = std::make_shared<KvBlock>(shape);
+  std::memcpy(block->bytes.data(), bytes.data, bytes.size);
+  return block;
 }
 
 }  // namespace socle

@@ -1,10 +1,12 @@
 // What callers hand in, checked: arrays, sizes, and the names of things. Wrong ones are std::invalid_argument.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "kernels.h"
+#include "kv_cache.h"
 
 namespace socle {
 
@@ -32,5 +34,7 @@ std::vector<std::string> supported_kernels();
 // Of 4, 8 or 32 bits.
 Encoding encoding_of(int bits);
 Matrix matrix_of(ByteView data, int rows, int inputs, Encoding encoding);
+// A block with a copy of these bytes.
+std::shared_ptr<KvBlock> block_of(const KvShape& shape, ByteView bytes);
 
 }  // namespace socle

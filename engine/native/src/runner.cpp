@@ -47,9 +47,13 @@ struct KeptModel : Object {
       : model(std::move(architecture), std::move(weights), std::move(settings)) {}
   Model model;
 };
+struct KeptBlock : Object {
+  explicit KeptBlock(std::shared_ptr<KvBlock> block) : block(std::move(block)) {}
+  std::shared_ptr<KvBlock> block;
+};
 struct KeptState : Object {
-  KeptState(const KvShape& shape, int max_tokens) : state(shape, max_tokens) {}
-  KvState state;
+  explicit KeptState(std::unique_ptr<KvState> state) : state(std::move(state)) {}
+  std::unique_ptr<KvState> state;
 };
 
 class Objects {
@@ -265,9 +269,47 @@ void new_model(Objects& objects, Message& request, Message& answer) {
   answer.add_integer(objects.add(std::make_unique<KeptModel>(std::move(shape), weights, std::move(settings))));
 }
 
+int64_t add_state(Objects& objects, std::unique_ptr<KvState> state) {
+  return objects.add(std::make_unique<KeptState>(std::move(state)));
+}
+
+int64_t add_block(Objects& objects, std::shared_ptr<KvBlock> block) {
+  return objects.add(std::make_unique<KeptBlock>(std::move(block)));
+}
+
 void new_state(Objects& objects, Message& request, Message& answer) {
   const Model& model = objects.named_by<KeptModel>(request).model;
-  answer.add_integer(objects.add(std::make_unique<KeptState>(model.kv_shape(), request.small_integer())));
+  const int max_tokens = request.small_integer(), num_tokens = request.small_integer();
+  KvBlocks blocks(request.small_integer());
+  for (auto& block : blocks) block = objects.named_by<KeptBlock>(request).block;
+  answer.add_integer(
+      add_state(objects, std::make_unique<KvState>(model.kv_shape(), max_tokens, std::move(blocks), num_tokens)));
+}
+
+void fork_state(Objects& objects, Message& request, Message& answer) {
+  const KvState& state = *objects.named_by<KeptState>(request).state;
+  answer.add_integer(add_state(objects, state.fork(request.small_integer())));
+}
+
+void block_of_state(Objects& objects, Message& request, Message& answer) {
+  const KvState& state = *objects.named_by<KeptState>(request).state;
+  answer.add_integer(add_block(objects, state.block(request.small_integer())));
+}
+
+void take_blocks(Objects& objects, Message& request, Message& answer) {
+  for (auto& block : objects.named_by<KeptState>(request).state->take()) {
+    answer.add_integer(add_block(objects, std::move(block)));
+  }
+}
+
+void block_from(Objects& objects, Message& request, Message& answer) {
+  const Model& model = objects.named_by<KeptModel>(request).model;
+  answer.add_integer(add_block(objects, block_of(model.kv_shape(), request.array<uint8_t>())));
+}
+
+void block_bytes(Objects& objects, Message& request, Message& answer) {
+  const KvBlock& block = *objects.named_by<KeptBlock>(request).block;
+  answer.add_array(ByteView(block.bytes.data(), block.bytes.size()));
 }
 
 void state_bytes(Objects& objects, Message& request, Message& answer) {
@@ -276,26 +318,26 @@ void state_bytes(Objects& objects, Message& request, Message& answer) {
 }
 
 void describe_state(Objects& objects, Message& request, Message& answer) {
-  const KvState& state = objects.named_by<KeptState>(request).state;
+  const KvState& state = *objects.named_by<KeptState>(request).state;
   answer.add_integer(state.num_tokens());
   answer.add_integer(state.max_tokens());
   answer.add_integer(state.size_bytes());
 }
 
 void rewind_state(Objects& objects, Message& request, Message&) {
-  KvState& state = objects.named_by<KeptState>(request).state;
+  KvState& state = *objects.named_by<KeptState>(request).state;
   state.rewind(request.small_integer());
 }
 
 void accept_rows(Objects& objects, Message& request, Message&) {
-  KvState& state = objects.named_by<KeptState>(request).state;
+  KvState& state = *objects.named_by<KeptState>(request).state;
   const IntView rows = request.array<int32_t>();
   state.accept(rows.data, static_cast<int>(rows.size));
 }
 
 Segment read_segment(Objects& objects, Message& request) {
   Segment segment;
-  segment.state = &objects.named_by<KeptState>(request).state;
+  segment.state = objects.named_by<KeptState>(request).state.get();
   const IntView tokens = request.array<int32_t>();
   segment.token_ids = tokens.data;
   segment.num_rows = static_cast<int>(tokens.size);
@@ -353,6 +395,11 @@ const std::map<std::string, ObjectCommand> kObjectCommands = {
     {"set_module", set_module},
     {"new_model", new_model},
     {"new_state", new_state},
+    {"fork", fork_state},
+    {"block", block_of_state},
+    {"take", take_blocks},
+    {"block_from", block_from},
+    {"block_bytes", block_bytes},
     {"state_bytes", state_bytes},
     {"describe_state", describe_state},
     {"rewind", rewind_state},
@@ -363,6 +410,7 @@ const std::map<std::string, ObjectCommand> kObjectCommands = {
      [](Objects&, Message&, Message& answer) {
        for (const std::string& name : supported_kernels()) answer.add_text(name);
      }},
+    {"block_tokens", [](Objects&, Message&, Message& answer) { answer.add_integer(KvShape::kBlockPositions); }},
 };
 
 void run_command(Objects& objects, Message& request, Message& answer) {
