@@ -36,7 +36,7 @@ from edge_agent.states import Entry, State
 from edge_agent.store import Store
 from edge_agent.telemetry import Telemetry
 from edge_agent.updater import Updater
-from engine.metrics import Usage
+from engine.metrics import Counters, Usage
 
 log = structlog.get_logger()
 
@@ -267,6 +267,7 @@ class Daemon:
                 "problem": self._server_problem,
             },
             "speed": _speed(components.recorder.last_usage),
+            "requests": {name: _figures(counters) for name, counters in components.recorder.by_business().items()},
             "telemetry": {"batches": components.telemetry.num_batches, "spool_bytes": components.telemetry.spool_bytes},
         }
 
@@ -276,6 +277,21 @@ def _speed(usage: Usage | None) -> dict[str, float | None]:
     if usage is None:
         return {"decode_tokens_per_s": None, "ttft_s": None}
     return {"decode_tokens_per_s": usage.decode_tokens_per_s or None, "ttft_s": usage.ttft_s}
+
+
+def _figures(counters: Counters) -> dict[str, float]:
+    """Of one business since the start."""
+    return {
+        "requests": counters.requests,
+        "failed": counters.failed,
+        "cancelled": counters.cancelled,
+        "refused": counters.refused,
+        "prefill_tokens": counters.prefill_tokens,
+        "cached_tokens": counters.cached_tokens,
+        "decode_tokens": counters.decode_tokens,
+        "ttft_p50_s": counters.ttft_s.quantile(0.5),
+        "ttft_p99_s": counters.ttft_s.quantile(0.99),
+    }
 
 
 class _Server(uvicorn.Server):

@@ -20,7 +20,7 @@ from edge_agent.protocol import Metric
 from edge_agent.served import Model
 from edge_agent.telemetry import Subject, Telemetry
 from edge_agent.temperature import temperature_c
-from engine.metrics import Usage
+from engine.metrics import Counters, Meter, Usage
 
 _LATENCY_BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _MEMORY_METRICS: Final[Mapping[str, Metric]] = {
@@ -66,6 +66,7 @@ class Recorder:
     def __init__(self, telemetry: Telemetry) -> None:
         self.last_usage: Usage | None = None
         """Of the last answer, for people who look."""
+        self._meters: dict[str, Meter] = {}
         self._telemetry = telemetry
         self._num_restarts = 0
         self._cpu_of: tuple[int, psutil.Process] | None = None
@@ -74,12 +75,15 @@ class Recorder:
     def request_ended(self, model: Model, outcome: Outcome, usage: Usage | None) -> None:
         """Note a request, with what it took if that is known."""
         values: dict[Metric, float] = {Metric.REQUESTS: 1}
+        meter = self._meters.setdefault(model.profile.business.name, Meter())
+        meter.add(requests=1, **({outcome.value: 1} if outcome in _OUTCOME_METRICS else {}))
         if metric := _OUTCOME_METRICS.get(outcome):
             values[metric] = 1
         self._prometheus.requests.labels(model.name, outcome).inc()
         if usage:
             values |= _values_of(usage)
             self.last_usage = usage
+            _note_usage(meter, usage)
             self._prometheus.note_usage(model.name, usage)
         self._telemetry.observe(values, _subject_of(model))
 
@@ -118,6 +122,10 @@ class Recorder:
         """Note that an adapter is not run any more."""
         self._prometheus.quarantined.inc()
         self._telemetry.observe({Metric.ADAPTERS_QUARANTINED: 1})
+
+    def by_business(self) -> Mapping[str, Counters]:
+        """What the businesses' requests got since the agent started."""
+        return {name: meter.counters for name, meter in self._meters.items()}
 
     def exposition(self) -> bytes:
         """Prometheus's text format."""
@@ -226,6 +234,16 @@ def _subject_of(model: Model) -> Subject:
     adapter_name = model.name if model.adapter else ""
     business = model.profile.business.name
     return Subject(model.base.digest, model.adapter or "", adapter_name, model.child.backend, business)
+
+
+def _note_usage(meter: Meter, usage: Usage) -> None:
+    meter.add(
+        cached_tokens=usage.cached_tokens,
+        prefill_tokens=usage.prompt_tokens - usage.cached_tokens,
+        decode_tokens=usage.completion_tokens,
+    )
+    meter.ttft_s.observe(usage.ttft_s)
+    meter.queue_s.observe(usage.queue_s)
 
 
 def _values_of(usage: Usage) -> dict[Metric, float]:

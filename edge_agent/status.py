@@ -81,6 +81,8 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("Memory", _memory(memory)))
     if businesses := status.get("businesses"):
         rows.append(("Businesses", "\n".join(map(_business, businesses))))
+    if requests := status.get("requests"):
+        rows.append(("Requests", "\n".join(_requests(name, figures) for name, figures in sorted(requests.items()))))
     rows.append(("Speed", _speed(status["speed"])))
     rows.append(("Local API", status["api"]))
     rows.append(("Telemetry", f"{telemetry['batches']} batches wait, {_mebibytes(telemetry['spool_bytes'])}"))
@@ -143,6 +145,15 @@ def _business(business: dict[str, Any]) -> str:
     named = "" if business["name"] == business["model"] else f" ({business['name']})"
     facts = [business["deadline"], f"priority {business['priority']}", *extras]
     return f"  {business['model']}{named}: {', '.join(facts)}"
+
+
+def _requests(business: str, figures: dict[str, float]) -> str:
+    """What a business's requests got since the agent started."""
+    lost = [f"{kind} {figures[kind]}" for kind in ("refused", "failed", "cancelled") if figures[kind]]
+    counted = ", ".join([f"requests {figures['requests']}", *lost])
+    tokens = f"in {figures['prefill_tokens']} and {figures['cached_tokens']} cached, out {figures['decode_tokens']}"
+    first = f"{1000 * figures['ttft_p50_s']:.0f}/{1000 * figures['ttft_p99_s']:.0f} ms"
+    return f"  {business or 'no business'}: {counted}; tokens {tokens}; first token p50/p99 {first}"
 
 
 def _speed(speed: dict[str, Any]) -> str:

@@ -99,6 +99,11 @@ def test_one_agent_to_a_state_directory(tmp_path: Path) -> None:
     assert not state_dir.is_held()
 
 
+def flat(text: str) -> str:
+    """Without line breaks and columns."""
+    return " ".join(text.split())
+
+
 @pytest.mark.anyio
 async def test_status_of_a_running_agent_and_of_a_stopped_one(run, fleet, catalogue, tmp_path: Path) -> None:
     fleet.want(catalogue.base(), catalogue.adapter("home", "home 1"))
@@ -113,6 +118,12 @@ async def test_status_of_a_running_agent_and_of_a_stopped_one(run, fleet, catalo
         assert words in shown.output
     assert document["is_running"]
     assert document["speed"] == {"decode_tokens_per_s": 4.5, "ttft_s": 0.25}
+    home = document["requests"]["home"]
+    assert (home["requests"], home["failed"], home["decode_tokens"]) == (1, 0, len("home 1: hi"))
+    assert home["ttft_p99_s"] == pytest.approx(0.25, rel=0.01)
+    assert f"home: 1 requests; tokens {home['prefill_tokens']} + {home['cached_tokens']} cached in" in flat(
+        shown.output
+    )
     stopped = await asyncio.to_thread(run, "status")
     assert "not running" in stopped.output
     assert not json.loads((await asyncio.to_thread(run, "status", "--json")).output)["is_running"]
