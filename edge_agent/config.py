@@ -50,7 +50,7 @@ class AgentConfig(BaseSettings):
     `engine.business.Business` and `sampling`, over what ships with the adapter."""
     engine_command: tuple[str, ...] = (sys.executable, "-m", "edge_agent.engine_process")
     engine_open_timeout_s: float = Field(default=300.0, gt=0)
-    engine_hang_timeout_s: float = Field(default=60.0, gt=0)
+    engine_hang_timeout_s: float = Field(default=20.0, gt=0)
     engine_heartbeat_s: float = Field(default=1.0, gt=0)
     max_in_flight: int = Field(default=64, ge=1)
     ready_wait_s: float = Field(default=5.0, ge=0)

@@ -54,7 +54,7 @@ class ChildSettings:
     open_timeout_s: float = 300.0
     call_timeout_s: float = 120.0
     heartbeat_interval_s: float = 1.0
-    hang_timeout_s: float = 60.0
+    hang_timeout_s: float = 20.0
     stop_timeout_s: float = 5.0
 
 
