@@ -10,9 +10,10 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from engine.bench import bundle
+from engine.bench.arguments import count, counts, one_of, positive
 from engine.bench.cases import Setting, settings
 from engine.bench.child import Child
 from engine.bench.conductor import Plan, Surroundings, run_shape
@@ -104,13 +105,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="./dev bench engine", description=__doc__, epilog=_peers_note())
     add = parser.add_argument
     add("--quick", action="store_true", help="few layers, few cases, few rounds: shows that it works, measures nothing")
-    add("--shape", type=_one_of(SHAPES), help=f"of {', '.join(SHAPES)}", default=["0.5b"])
-    add("--only", type=_one_of(REGISTRY), default=list(REGISTRY), help=f"of {', '.join(REGISTRY)}")
-    add("--rows", type=_counts, help="rows of a verification step (1,2,4,8,16,32)")
-    add("--context", type=_counts, help="tokens that such a step finds in the KV cache (256,2048)")
-    add("--prefill", type=_counts, help="prompt lengths (128,512)")
-    add("--rounds", type=_count, help="of which the median is taken (7)")
-    add("--budget-s", type=float, default=0.25, help="least time of a contestant in a round of a case (0.25)")
+    add("--shape", type=one_of(SHAPES), help=f"of {', '.join(SHAPES)}", default=["0.5b"])
+    add("--only", type=one_of(REGISTRY), default=list(REGISTRY), help=f"of {', '.join(REGISTRY)}")
+    add("--rows", type=counts, help="rows of a verification step (1,2,4,8,16,32)")
+    add("--context", type=counts, help="tokens that such a step finds in the KV cache (256,2048)")
+    add("--prefill", type=counts, help="prompt lengths (128,512)")
+    add("--rounds", type=count, help="of which the median is taken (7)")
+    add("--budget-s", type=positive, default=0.25, help="least time of a contestant in a round of a case (0.25)")
     add("--num-threads", type=int, default=0, help="0 lets each contestant take what is best for it")
     add("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure each one's memory alone, before")
     add("--json", type=Path, help="write the document there, too")
@@ -120,28 +121,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _peers_note() -> str:
     return "./dev bench engine --peers installs llama.cpp and OpenVINO beside .venv first, and runs with them."
-
-
-def _one_of(known: Any) -> Callable[[str], list[str]]:
-    """A parser of names with commas between them."""
-
-    def parse(text: str) -> list[str]:
-        names = text.split(",")
-        if unknown := [name for name in names if name not in known]:
-            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(known)}")
-        return names
-
-    return parse
-
-
-def _counts(text: str) -> list[int]:
-    return sorted({_count(part) for part in text.split(",")}) if text else []
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
-    return int(text)
 
 
 if __name__ == "__main__":

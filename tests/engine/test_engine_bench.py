@@ -1,10 +1,13 @@
 """Both benchmarks as they are called, on models that are small enough to say nothing about speed."""
 
+import argparse
 import json
+import re
 
 import pytest
 
 from engine.bench.__main__ import main
+from engine.bench.arguments import count, counts, positive
 from tests.engine.golden_cases import GOLDEN_CASES
 
 
@@ -17,7 +20,7 @@ def test_a_bundle_of_ones_own(capsys, tmp_path):
     assert [line.split()[0] for line in table] == ["model", "base", "adapter"]
     assert [speed["model"] for speed in report["speeds"]] == ["base", "adapter"]
     assert all(value > 0 for speed in report["speeds"] for name, value in speed.items() if name != "model")
-    assert report["memory"]["pss_bytes"] > report["memory"]["adapter_bytes"] > 0
+    assert report["memory"]["pss_bytes"] > report["memory"]["reserved"]["adapters"] > 0
 
 
 def test_an_answer_of_one_token_has_no_decode_to_measure(capsys):
@@ -63,3 +66,12 @@ def test_bad_arguments_are_named(capsys, arguments, text):
     with pytest.raises(SystemExit):
         main(arguments)
     assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [(count, "0"), (count, "-1"), (count, "²"), (positive, "0"), (positive, "nan"), (positive, "inf"), (counts, "1,x")],
+)
+def test_words_that_are_refused(parse, text):
+    with pytest.raises(argparse.ArgumentTypeError, match=re.escape(repr(text.split(",")[-1]))):
+        parse(text)

@@ -20,6 +20,7 @@ from deploy.bench.plugins.load import KINDS, Ask, Run, Speed, answers_alone, mea
 from deploy.bench.plugins.models import Models, ensure_models
 from deploy.bench.plugins.processes import measure_memory, measure_prefix, measure_restarts
 from deploy.bench.plugins.switching import measure_switching
+from engine.bench.arguments import count, one_of, positive
 from engine.convert.growth import SHAPES
 
 ROOT: Final = Path(__file__).resolve().parents[3]
@@ -188,27 +189,20 @@ def _parser() -> argparse.ArgumentParser:
         prog="./dev bench plugins", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
-    add("--parts", type=_parts, default=",".join(PARTS), help="what to measure")
+    add("--parts", type=one_of(PARTS), default=",".join(PARTS), help="what to measure")
     add("--shape", choices=sorted(SHAPES), default="0.5b", help="what the demo's models are grown to")
-    add("--seconds", type=float, default=60.0, help="load: for how long requests arrive")
-    add("--utilisation", type=float, default=1.0, help="load: share of what the device was measured to do")
-    add("--rounds", type=int, default=1, help="load: replays under each policy, in turns")
-    add("--compared", type=int, default=20, help="load: answers to compare with those on an idle device")
-    add("--switch-adapters", type=int, default=64, help="switch: resident adapters")
-    add("--switch-steps", type=int, default=640, help="switch: steps with and without a change, in turns")
-    add("--memory-adapters", type=int, default=32, help="memory: adapters beside the base")
-    add("--pairs", type=int, default=5, help="prefix: prompts that are sent cold and cached")
-    add("--restarts", type=int, default=3, help="restart: times that the engine is killed, and made to hang")
+    add("--seconds", type=positive, default=60.0, help="load: for how long requests arrive")
+    add("--utilisation", type=positive, default=1.0, help="load: share of what the device was measured to do")
+    add("--rounds", type=count, default=1, help="load: replays under each policy, in turns")
+    add("--compared", type=count, default=20, help="load: answers to compare with those on an idle device")
+    add("--switch-adapters", type=count, default=64, help="switch: resident adapters")
+    add("--switch-steps", type=count, default=640, help="switch: steps with and without a change, in turns")
+    add("--memory-adapters", type=count, default=32, help="memory: adapters beside the base")
+    add("--pairs", type=count, default=5, help="prefix: prompts that are sent cold and cached")
+    add("--restarts", type=count, default=3, help="restart: times that the engine is killed, and made to hang")
     add("--seed", type=int, default=1, help="load: another one asks other things at other times")
     add("--cache", type=Path, default=ROOT / "var" / "bench", help="where the grown models are kept")
     return parser
-
-
-def _parts(text: str) -> tuple[str, ...]:
-    parts = tuple(text.split(","))
-    if unknown := [part for part in parts if part not in PARTS]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(PARTS)}")
-    return parts
 
 
 if __name__ == "__main__":
