@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,20 +16,25 @@ from edge_agent.errors import AdmissionError
 from engine.business import Business
 from engine.errors import InvalidInputError
 
+_MAX_COUNT: Final = 2**31 - 1
+_MAX_SEED: Final = 2**63 - 1
+StopString = Annotated[str, Field(min_length=1)]
+
 
 class SamplingOptions(BaseModel):
     """How an answer is drawn; None leaves it to whoever is asked next: request, business, engine."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     temperature: float | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=-1)
+    top_k: int | None = Field(default=None, ge=-1, le=_MAX_COUNT)
     min_p: float | None = Field(default=None, ge=0, le=1)
-    repetition_penalty: float | None = Field(default=None, gt=0)
-    seed: int | None = Field(default=None, ge=0)
-    stop: str | list[str] | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
+    seed: int | None = Field(default=None, ge=0, le=_MAX_SEED)
+    stop: StopString | list[StopString] | None = None
+    max_tokens: int | None = Field(default=None, ge=1, le=_MAX_COUNT)
+    ignore_eos: bool | None = None
 
     def for_engine(self) -> dict[str, Any]:
         """What was said, as fields of `engine.sampling.SamplingParams`."""

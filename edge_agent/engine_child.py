@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import psutil
 import structlog
 
+from edge_agent.answers import Answers
 from edge_agent.business import Profile
 from edge_agent.crash_marker import CrashMarker
 from edge_agent.engine_wire import (
@@ -66,36 +67,6 @@ class Watcher(Protocol):
 
     def child_gone(self, child: EngineChild) -> None:
         """It has ended, for whatever reason."""
-
-
-class Answer:
-    """The pieces of one answer as they come. Closing it early cancels the request."""
-
-    def __init__(self, call_id: str, queue: asyncio.Queue[Piece | AgentError], release: Callable[[bool], None]) -> None:
-        self.call_id = call_id
-        self._queue = queue
-        self._release = release
-        self._is_over = False
-        self._is_closed = False
-
-    def __aiter__(self) -> Answer:
-        return self
-
-    async def __anext__(self) -> Piece:
-        if self._is_over:
-            raise StopAsyncIteration
-        piece = await self._queue.get()
-        if isinstance(piece, AgentError):
-            self._is_over = True
-            raise piece
-        self._is_over = piece.finish_reason is not None
-        return piece
-
-    def close(self) -> None:
-        """Give up what has not come yet."""
-        if not self._is_closed:
-            self._is_closed = True
-            self._release(self._is_over)
 
 
 class EngineChild:
@@ -205,24 +176,34 @@ class EngineChild:
         finally:
             self._leaving.discard(digest)
 
-    def submit(self, prompt: Prompt, *, adapter: str | None, profile: Profile, leader: str | None = None) -> Answer:
-        """Start a request; close the answer when done with it.
+    def submit(
+        self, prompts: Sequence[Prompt], *, adapter: str | None, profile: Profile, num_answers: int = 1
+    ) -> Answers:
+        """Start requests: `num_answers` to each prompt, who share the work on it; close the answers when done.
 
-        `leader`: the call of another request with the same prompt, whose work on it is to serve this one too.
+        With a seed the i-th answer to a prompt is that of the seed + i.
         """
-        call_id = self._next_id()
-        self._send(Generate(call_id, prompt, adapter, profile.sampling, profile.business, leader))
-        self._in_flight[adapter] += 1
+        starts = [self._generate(prompt, adapter, profile, num_answers) for prompt in prompts]
+        for start in starts:
+            self._send(start)
+        call_ids = [call_id for start in starts for call_id in start.call_ids]
         queue: asyncio.Queue[Piece | AgentError] = asyncio.Queue()
-        self._streams[call_id] = queue
-        return Answer(call_id, queue, lambda is_over: self._release(call_id, adapter, is_over=is_over))
+        self._streams |= dict.fromkeys(call_ids, queue)
+        self._in_flight[adapter] += len(call_ids)
+        return Answers(call_ids, queue, lambda unfinished: self._release(call_ids, adapter, unfinished))
 
-    def _release(self, call_id: str, adapter: str | None, *, is_over: bool) -> None:
-        del self._streams[call_id]
-        self._in_flight[adapter] -= 1
+    def _generate(self, prompt: Prompt, adapter: str | None, profile: Profile, num_answers: int) -> Generate:
+        first, *others = [_with_seed(profile.sampling, place) for place in range(num_answers)]
+        siblings = {self._next_id(): sampling for sampling in others}
+        return Generate(self._next_id(), prompt, adapter, first, profile.business, siblings)
+
+    def _release(self, call_ids: Collection[str], adapter: str | None, unfinished: Collection[str]) -> None:
+        for call_id in call_ids:
+            del self._streams[call_id]
+        self._in_flight[adapter] -= len(call_ids)
         self._changed.set()
-        if not is_over:
-            with suppress(EngineGoneError):
+        with suppress(EngineGoneError):
+            for call_id in unfinished:
                 self._send(Cancel(call_id))
 
     def is_used(self, adapter: str | None) -> bool:
@@ -389,6 +370,12 @@ def _error_of(failed: Failed) -> AgentError:
     if failed.is_transient:
         return TransientError(failed.message, code=failed.code, retry_after_s=failed.retry_after_s)
     return EngineRefusedError(failed.message, code=failed.code)
+
+
+def _with_seed(sampling: Mapping[str, Any], place: int) -> Mapping[str, Any]:
+    """Seeds stay within 63 bits, as far as the wire carries numbers."""
+    seed = sampling.get("seed")
+    return sampling if seed is None else {**sampling, "seed": (seed + place) % 2**63}
 
 
 def _spell(code: int) -> str:

@@ -134,10 +134,11 @@ class EngineLoop:
             self._engine.cancel(command.call_id)
             return
         assert not isinstance(command, OpenEngine)
-        try:
-            self._call(command)
-        except EngineError as error:
-            self._send(failure_of(command.call_id, error))
+        for call in command.each() if isinstance(command, Generate) else (command,):
+            try:
+                self._call(call)
+            except EngineError as error:
+                self._send(failure_of(call.call_id, error))
 
     def _call(self, command: LoadAdapter | UnloadAdapter | Generate) -> None:
         match command:

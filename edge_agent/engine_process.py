@@ -27,6 +27,7 @@ class RuntimeEngine:
         self._engine = engine
         self.base_digest = engine.base_digest
         self.backend = engine.backend.name
+        self._last_prompt: tuple[Prompt, tuple[int, ...]] = (Prompt(), ())
 
     @property
     def has_work(self) -> bool:
@@ -74,6 +75,12 @@ class RuntimeEngine:
         return Heartbeat(readings, memory_bytes, running, waiting)
 
     def _token_ids(self, prompt: Prompt) -> tuple[int, ...]:
+        """Its tokens; found at once for siblings, who hold the same object."""
+        if self._last_prompt[0] is not prompt:
+            self._last_prompt = (prompt, self._encode(prompt))
+        return self._last_prompt[1]
+
+    def _encode(self, prompt: Prompt) -> tuple[int, ...]:
         if prompt.token_ids is not None:
             return prompt.token_ids
         tokenizer = self._engine.tokenizer

@@ -6,8 +6,8 @@ Both ends are always of the same version, so there is no negotiation. Knows reco
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from engine.business import Business
@@ -66,7 +66,8 @@ class Prompt:
 class Generate:
     """Start a request. `sampling` holds fields of `engine.sampling.SamplingParams`.
 
-    `leader`: the call of another request with the same prompt, if the two are to share the work on it.
+    `siblings`: the sampling of further requests with the same prompt, by their calls. They come in one line, so that
+    the first one's work on the prompt serves them all. `leader`: the call of that first one, in a sibling.
     """
 
     call_id: str
@@ -74,7 +75,19 @@ class Generate:
     adapter: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
     business: Business = field(default_factory=Business)
+    siblings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     leader: str | None = None
+
+    @property
+    def call_ids(self) -> tuple[str, ...]:
+        """Its own call and those of its siblings."""
+        return (self.call_id, *self.siblings)
+
+    def each(self) -> Iterator[Generate]:
+        """One record for each request: the first, then its siblings, who hold the very same prompt."""
+        yield replace(self, siblings={})
+        for call_id, sampling in self.siblings.items():
+            yield replace(self, call_id=call_id, sampling=sampling, siblings={}, leader=self.call_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
 
+from edge_agent.answers import Answers
 from edge_agent.business import Profile, profile_of
 from edge_agent.checks import memory_bytes
-from edge_agent.engine_child import Answer, ChildSettings, EngineChild
+from edge_agent.engine_child import ChildSettings, EngineChild
 from edge_agent.engine_wire import Heartbeat, Prompt
 from edge_agent.errors import AgentError, EngineGoneError, NotServingError, QuarantinedError, TransientError
 from edge_agent.memory import available_bytes, engine_budget_bytes
@@ -106,8 +107,15 @@ class Host:
             raise NotServingError("the engine is starting: try again in a moment", retry_after_s=2)
         return served.models.get(name)
 
-    def submit(self, model: Model, prompt: Prompt, sampling: Mapping[str, Any], leader: str | None = None) -> Answer:
-        """Start a request, with `sampling` over what its business says; see `EngineChild.submit`.
+    @property
+    def max_in_flight(self) -> int:
+        """The most answers that may be on their way."""
+        return self._settings.max_in_flight
+
+    def submit(
+        self, model: Model, prompts: Sequence[Prompt], sampling: Mapping[str, Any], num_answers: int = 1
+    ) -> Answers:
+        """Start requests, with `sampling` over what their business says; see `EngineChild.submit`.
 
         Raises `NotServingError` if there are too many, `QuarantinedError` if the adapter must not run.
         """
@@ -116,14 +124,14 @@ class Host:
                 f"{model.name} {model.release.version} is not run on this device any more, since the engine crashed "
                 f"{MOST_CRASHES} times while it ran it: roll out another version"
             )
-        if model.child.num_in_flight >= self._settings.max_in_flight:
+        if model.child.num_in_flight + len(prompts) * num_answers > self.max_in_flight:
             raise NotServingError(
                 f"{model.child.num_in_flight} requests are in flight already: try again in a moment",
                 code="queue_full",
                 retry_after_s=1,
             )
         profile = replace(model.profile, sampling={**model.profile.sampling, **sampling})
-        return model.child.submit(prompt, adapter=model.adapter, profile=profile, leader=leader)
+        return model.child.submit(prompts, adapter=model.adapter, profile=profile, num_answers=num_answers)
 
     async def stage(self, desired: DesiredState) -> None:
         """Make a set ready to be probed; the served one goes on, unless memory has no room for two bases."""

@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
@@ -27,21 +24,17 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from edge_agent import openai_responses as documents
-from edge_agent.engine_child import Answer
-from edge_agent.engine_wire import Piece
-from edge_agent.errors import CLIENTS_FAULTS, AgentError, EngineRefusedError, TransientError, UserError
+from edge_agent import openai_forms as forms
+from edge_agent.api_errors import HANDLERS, BadRequestError, ClientGoneError, as_clients_fault, error_document
+from edge_agent.choices import Addition, Reply
+from edge_agent.errors import AgentError, UserError
 from edge_agent.host import Host
-from edge_agent.openai_requests import Asked, BadRequestError, parse_chat, parse_completion
-from edge_agent.recorder import Outcome, Recorder, outcome_of
-from edge_agent.served import Model
-from edge_agent.tool_calls import ToolCall, parse_tool_calls
-from engine.metrics import Usage
+from edge_agent.openai_requests import Asked, parse_chat, parse_completion
+from edge_agent.recorder import Recorder, outcome_of
 
 _LOOPBACK = ("127.0.0.1", "localhost")
 USUAL_PORT = 8455
 MAX_BODY_BYTES = 8 << 20
-_CLIENT_CLOSED_REQUEST = 499
 
 T = TypeVar("T")
 
@@ -62,45 +55,6 @@ def listen(host: str, port: int | None) -> socket.socket:
 def allowed_hosts(host: str) -> tuple[str, ...]:
     """Names to call the API by; on loopback only these, so that no web page reaches it by a name of its own."""
     return _LOOPBACK if host in _LOOPBACK else ("*",)
-
-
-class ClientGoneError(Exception):
-    """Nobody waits for the answer any more."""
-
-
-@dataclass(slots=True)
-class Reply:
-    """An answer under way: iterates over its pieces, and sees to it that its end is recorded exactly once."""
-
-    asked: Asked
-    model: Model
-    answer: Answer
-    recorder: Recorder
-    finish_reason: str | None = None
-    usage: Usage | None = None
-    outcome: Outcome = Outcome.CANCELLED
-    is_closed: bool = False
-
-    async def __aiter__(self) -> AsyncIterator[Piece]:
-        try:
-            async for piece in self.answer:
-                if piece.finish_reason:
-                    self.finish_reason, self.usage, self.outcome = piece.finish_reason, piece.usage, Outcome.FINISHED
-                yield piece
-        except AgentError as error:
-            self.outcome = outcome_of(error)
-            raise
-
-    def extra(self) -> documents.Extra:
-        """The figures of the finished answer."""
-        return documents.Extra(self.model, self.usage or Usage())
-
-    def close(self) -> None:
-        """Give up what has not come yet."""
-        if not self.is_closed:
-            self.is_closed = True
-            self.answer.close()
-            self.recorder.request_ended(self.model, self.outcome, self.usage)
 
 
 class EventStream(StreamingResponse):
@@ -139,12 +93,7 @@ class LocalApi:
                 Route("/socle/status", self.status),
             ],
             middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts))],
-            exception_handlers={
-                BadRequestError: _bad_request,
-                AgentError: _agent_error,
-                HTTPException: _http_error,
-                ClientGoneError: _client_gone,
-            },
+            exception_handlers=dict(HANDLERS),
         )
 
     async def chat_completions(self, request: Request) -> Response:
@@ -158,9 +107,7 @@ class LocalApi:
     async def models(self, _request: Request) -> Response:
         """`GET /v1/models`."""
         served = self._host.served
-        data = (
-            [documents.model_document(model, int(served.since_s)) for model in served.models.values()] if served else []
-        )
+        data = [forms.model_document(model, int(served.since_s)) for model in served.models.values()] if served else []
         return JSONResponse({"object": "list", "data": data})
 
     async def model(self, request: Request) -> Response:
@@ -168,7 +115,7 @@ class LocalApi:
         served, name = self._host.served, request.path_params["name"]
         if served is None or name not in served.models:
             raise _unknown_model(name)
-        return JSONResponse(documents.model_document(served.models[name], int(served.since_s)))
+        return JSONResponse(forms.model_document(served.models[name], int(served.since_s)))
 
     async def health(self, _request: Request) -> Response:
         """200 if requests are answered, else 503."""
@@ -194,68 +141,65 @@ class LocalApi:
         model = await self._host.resolve(asked.model)
         if model is None:
             raise _unknown_model(asked.model)
+        _check_number(asked, self._host.max_in_flight)
         # No await up to here from `resolve`: the adapter can't be unloaded before the request counts as in flight.
         try:
-            answer = self._host.submit(model, asked.prompt, asked.sampling)
+            answers = self._host.submit(model, asked.prompts, asked.sampling, asked.num_answers)
         except AgentError as error:
             self._recorder.request_ended(model, outcome_of(error), None)
             raise
-        reply = Reply(asked, model, answer, self._recorder)
-        if asked.stream:
-            return await _stream(request, reply)
-        with closing(reply):
-            return await _unless_gone(request, _whole(reply))
+        reply = Reply(asked, model, answers, self._recorder)
+        try:
+            if asked.stream:
+                return await _stream(request, reply)
+            with closing(reply):
+                return await _unless_gone(request, _whole(reply))
+        except AgentError as error:
+            if fault := as_clients_fault(error, asked.prompt_field):
+                raise fault from error
+            raise
 
 
 async def _whole(reply: Reply) -> Response:
-    text = "".join([piece.text async for piece in reply])
-    calls: list[ToolCall] = []
-    finish_reason = reply.finish_reason
-    if reply.asked.parses_tool_calls:
-        text, calls = parse_tool_calls(text)
-        finish_reason = "tool_calls" if calls else finish_reason
-    return JSONResponse(documents.completion(reply.asked, text, calls, finish_reason, reply.extra()))
+    async for _ in reply:
+        pass
+    return JSONResponse(forms.completion(reply))
 
 
 async def _stream(request: Request, reply: Reply) -> Response:
     """Waits for the first piece, so that whatever is wrong from the start gets a status code of its own."""
-    pieces = aiter(reply)
+    additions = aiter(reply)
     try:
-        first = await _unless_gone(request, anext(pieces))
+        first = await _unless_gone(request, anext(additions))
     except BaseException:
         reply.close()
         raise
-    return EventStream(_events(reply, first, pieces), reply)
+    return EventStream(_events(reply, first, additions), reply)
 
 
-async def _events(reply: Reply, first: Piece, pieces: AsyncIterator[Piece]) -> AsyncIterator[bytes]:
+async def _events(reply: Reply, first: Addition, rest: AsyncIterator[Addition]) -> AsyncIterator[bytes]:
     try:
-        async for chunk in _chunks(reply, first, pieces):
+        async for chunk in _chunks(reply, first, rest):
             yield _event(chunk)
     except AgentError as error:
-        yield _event(documents.error_document(str(error), kind="server_error", code=error.code))
+        yield _event(error_document(str(error), kind="server_error", code=error.code))
     yield b"data: [DONE]\n\n"
 
 
-async def _chunks(reply: Reply, first: Piece, pieces: AsyncIterator[Piece]) -> AsyncIterator[dict[str, Any]]:
-    asked, held = reply.asked, ""
-    for chunk in documents.first_chunk(asked):
+async def _chunks(reply: Reply, first: Addition, rest: AsyncIterator[Addition]) -> AsyncIterator[dict[str, Any]]:
+    for chunk in forms.first_chunks(reply.asked):
         yield chunk
-    piece: Piece | None = first
-    while piece is not None:
-        if asked.parses_tool_calls:
-            held += piece.text  # a call can only be read when it is whole
-        elif piece.text:
-            yield documents.text_chunk(asked, piece.text)
-        piece = await anext(pieces, None)
-    text, calls = parse_tool_calls(held) if held else ("", [])
-    if text:
-        yield documents.text_chunk(asked, text)
-    if calls:
-        yield documents.tool_calls_chunk(asked, calls)
-    reply.close()  # counted before the client can know that it is over
-    for chunk in documents.last_chunks(asked, "tool_calls" if calls else reply.finish_reason, reply.extra()):
-        yield chunk
+    addition: Addition | None = first
+    while addition is not None:
+        made = list(forms.chunks(reply.asked, reply.choices[addition.index], addition))
+        if reply.is_finished:
+            reply.close()  # counted before the client can know that it is over
+            made[-1] |= forms.figures(reply)
+        for chunk in made:
+            yield chunk
+        addition = await anext(rest, None)
+    if reply.asked.include_usage:
+        yield forms.usage_chunk(reply)
 
 
 def _event(document: Mapping[str, Any]) -> bytes:
@@ -290,37 +234,16 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-# Errors
+def _check_number(asked: Asked, most: int) -> None:
+    """More answers than may ever be on their way are the client's mistake, not a matter of time."""
+    if asked.num_choices > most:
+        raise BadRequestError(
+            f"{len(asked.prompts)} prompts with {asked.num_answers} answers each make {asked.num_choices}, this device "
+            f"gives {most} at a time: send them in several requests",
+            param="n" if asked.num_answers > 1 else "prompt",
+        )
 
 
 def _unknown_model(name: str) -> BadRequestError:
     message = f"the model {name!r:.120} is not on this device: GET /v1/models lists what is"
     return BadRequestError(message, param="model", code="model_not_found", status=404)
-
-
-async def _bad_request(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, BadRequestError)
-    document = documents.error_document(str(error), kind="invalid_request_error", code=error.code, param=error.param)
-    return JSONResponse(document, status_code=error.status)
-
-
-async def _agent_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, AgentError)
-    if isinstance(error, EngineRefusedError) and error.code in CLIENTS_FAULTS:
-        document = documents.error_document(str(error), kind="invalid_request_error", code=error.code)
-        return JSONResponse(document, status_code=400)
-    document = documents.error_document(str(error), kind="server_error", code=error.code)
-    if isinstance(error, TransientError):
-        headers = {"Retry-After": str(math.ceil(error.retry_after_s or 1))}
-        return JSONResponse(document, status_code=503, headers=headers)
-    return JSONResponse(document, status_code=500)
-
-
-async def _http_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    document = documents.error_document(error.detail, kind="invalid_request_error", code=None)
-    return JSONResponse(document, status_code=error.status_code, headers=error.headers)
-
-
-async def _client_gone(_request: Request, _error: Exception) -> Response:
-    return Response(status_code=_CLIENT_CLOSED_REQUEST)

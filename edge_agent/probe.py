@@ -71,7 +71,7 @@ async def _answer(model: Model, prompt: Prompt, max_tokens: int) -> str:
     sampling = {"temperature": 0.0, "max_tokens": max_tokens}
     try:
         profile = Profile(model.profile.business, sampling)
-        with closing(model.child.submit(prompt, adapter=model.adapter, profile=profile)) as pieces:
+        with closing(model.child.submit([prompt], adapter=model.adapter, profile=profile)) as pieces:
             return "".join([piece.text async for piece in pieces])
     except EngineRefusedError as error:
         raise ProbeError(

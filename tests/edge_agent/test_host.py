@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 def submit(agent: AgentRun, model: str, words: str):
     served = agent.host.served
     prompt = Prompt(messages=({"role": "user", "content": words},))
-    return agent.host.submit(served.models[model], prompt, {})
+    return agent.host.submit(served.models[model], [prompt], {})
 
 
 async def text_of(answer) -> str:

@@ -85,7 +85,7 @@ async def refusals_of_the_engine(agent: AgentRun) -> None:
     assert (long.status_code, long.json()["error"]["code"]) == (400, "context_length_exceeded")
     empty = await agent.api.post("/v1/completions", json={"model": "base", "prompt": ""})
     assert empty.status_code == 400
-    bad = await agent.api.post("/v1/completions", json={"model": "base", "prompt": "x", "stop": ""})
+    bad = await agent.api.post("/v1/completions", json={"model": "base", "prompt": [10**6]})
     assert (bad.status_code, bad.json()["error"]["code"]) == (400, "invalid_input")
 
 

@@ -67,7 +67,7 @@ class ScriptedEngine:
         prompt, adapter, sampling = call.prompt, call.adapter, call.sampling
         if adapter is not None and adapter not in self._adapters:
             raise UnknownAdapterError(f"adapter {adapter} is not loaded")
-        said = str(prompt.messages[-1]["content"]) if prompt.messages else prompt.text or ""
+        said = str(prompt.messages[-1]["content"]) if prompt.messages else prompt.text or repr(prompt.token_ids)
         self._misbehave(said, adapter)
         if said == "too long":
             raise ContextLengthError("the prompt is too long")
@@ -76,7 +76,7 @@ class ScriptedEngine:
         if said == "sampling":
             said = repr(sorted(sampling.items()))
         if said == "tools":
-            said = repr(prompt.tools)
+            said = repr((prompt.tool_choice, prompt.tools))
         if said == "business":
             said = repr(call.business)
         if said == "config":
@@ -85,7 +85,7 @@ class ScriptedEngine:
             raise InvalidInputError("that is hot")
         tag = self._tag if adapter is None else self._adapters[adapter]
         self._switched.append((adapter, call.business.name))
-        self._answers[call.call_id] = Answer(adapter, f"{tag}: {said}", said, sampling)
+        self._answers[call.call_id] = Answer(adapter, said if prompt.beginning else f"{tag}: {said}", said, sampling)
 
     def _misbehave(self, said: str, adapter: str | None) -> None:
         if said in ("crash", "hang"):
