@@ -38,8 +38,8 @@ class Accounts:
 
     def started(self, sequence: Sequence) -> None:
         """A sequence has got its memory."""
-        if sequence.num_answer_tokens:
-            return  # it comes back after it had to make way
+        if sequence.num_evictions:
+            return  # it comes back
         sequence.queue_s = self._clock() - sequence.submitted_at
         meter = self._of(sequence)
         meter.queue_s.observe(sequence.queue_s)
@@ -54,6 +54,11 @@ class Accounts:
         else:
             meter.inter_token_s.observe(now_s - sequence.last_token_at)
         sequence.last_token_at = now_s
+
+    def pre_empted(self, batch: Batch) -> None:
+        """A step passed sequences over."""
+        for sequence in batch.pre_empted:
+            self._of(sequence).add(pre_emptions=1)
 
     def evicted(self, sequence: Sequence) -> None:
         """A sequence has lost its state to another."""

@@ -1,8 +1,8 @@
 """Which adapters are in memory. An adapter is known by its content digest, never by its name.
 
 *Known* adapters have a bundle on disk; some of them are *resident* in the back end, within the ledger's cap. Those that
-requests use are pinned; of the others those of the lowest priority go first, of these the least recently used, and come
-back when they are asked for.
+requests use are pinned; of the others, which are *idle*, those of the lowest priority go first, of these the least
+recently used, and come back when they are asked for.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from engine.errors import CapacityError, UnknownAdapterError
-from engine.ledger import ENGINE, Kind, Ledger
+from engine.artifact import ADAPTER_WEIGHTS
+from engine.errors import BundleError, CapacityError, UnknownAdapterError
+from engine.ledger import Kind, Ledger
 
 
 class AdapterLoader(Protocol):
@@ -37,6 +38,7 @@ class ResidentAdapters:
         self._ledger = ledger
         self._reclaim = reclaim
         self._bundles: dict[str, Path] = {}
+        self._versions: dict[str, tuple[int, ...]] = {}
         self._size_bytes: dict[str, int] = {}  # on disk until it was loaded once, then what it really took
         self._resident: OrderedDict[str, int] = OrderedDict()  # least recently used first
         self._pins: Counter[str] = Counter()
@@ -108,8 +110,35 @@ class ResidentAdapters:
         assert self._pins[digest] > 0
         self._pins[digest] -= 1
 
+    @property
+    def idle_bytes(self) -> int:
+        """What adapters take that no request uses now."""
+        return sum(self._resident[digest] for digest in self._idle())
+
+    def size_bytes(self, digest: str) -> int:
+        """What an adapter takes, or will take when it is resident again."""
+        return self._size_bytes[digest]
+
+    def shrink(self, size_bytes: float) -> bool:
+        """Evict idle adapters until so many bytes are free, if they have as many; says whether they had."""
+        if size_bytes > self.idle_bytes:
+            return False
+        for digest in self._idle():
+            if size_bytes <= 0:
+                break
+            size_bytes -= self._resident[digest]
+            self._evict(digest)
+        return True
+
+    def _idle(self) -> list[str]:
+        """Whose turn it is to go, first to last."""
+        return sorted((d for d in self._resident if not self._pins[d]), key=lambda d: self._priorities.get(d, 0))
+
     def _make_resident(self, digest: str) -> None:
         if digest not in self._resident:
+            version = _version(self._bundles[digest])
+            if self._versions.setdefault(digest, version) != version:
+                raise BundleError(f"the file of adapter {digest[:12]} has changed: fetch it again and load it anew")
             self._make_room(digest)
             size_bytes = self._loader.load_adapter(digest, self._bundles[digest])
             self._settle(digest, size_bytes)
@@ -120,32 +149,41 @@ class ResidentAdapters:
         self._size_bytes[digest] = size_bytes
         try:
             self._make_room(digest)
-            self._ledger.reserve(Kind.ADAPTERS, size_bytes, ENGINE)
+            self._ledger.reserve(Kind.ADAPTERS, size_bytes)
         except CapacityError:
             self._loader.unload_adapter(digest)
             raise
         self._resident[digest] = size_bytes
 
     def _make_room(self, digest: str) -> None:
-        """Evict until `digest` fits in; evict nothing if that cannot help."""
-        missing = self._size_bytes[digest] - self._ledger.room_bytes(Kind.ADAPTERS)
-        victims = sorted((d for d in self._resident if not self._pins[d]), key=lambda d: self._priorities.get(d, 0))
-        missing_beyond = missing - sum(self._resident[d] for d in victims)
-        if missing_beyond > 0 and not self._reclaim(missing_beyond):
+        """Evict until `digest` fits in; evict and reclaim nothing if that cannot help."""
+        size_bytes = self._size_bytes[digest]
+        beyond_kind = size_bytes - self._ledger.kind_room_bytes(Kind.ADAPTERS) - self.idle_bytes
+        beyond_total = size_bytes - self._ledger.total_room_bytes - self.idle_bytes
+        if beyond_kind > 0 or (beyond_total > 0 and not self._reclaim(beyond_total)):
             raise CapacityError(
-                f"adapter {digest[:12]} takes {self._size_bytes[digest]} bytes and does not fit beside the "
+                f"adapter {digest[:12]} takes {size_bytes} bytes and does not fit beside the "
                 f"{self.resident_bytes} bytes of adapters in use: raise adapter_budget_bytes or memory_budget_bytes, "
                 "or try later"
             )
-        while victims and self._size_bytes[digest] > self._ledger.room_bytes(Kind.ADAPTERS):
-            self._evict(victims.pop(0))
+        self.shrink(size_bytes - self._ledger.room_bytes(Kind.ADAPTERS))
 
     def _evict(self, digest: str) -> None:
         self._loader.unload_adapter(digest)
-        self._ledger.release(Kind.ADAPTERS, self._resident.pop(digest), ENGINE)
+        self._ledger.release(Kind.ADAPTERS, self._resident.pop(digest))
 
     def _forget(self, digest: str) -> None:
         self._bundles.pop(digest, None)
+        self._versions.pop(digest, None)
         self._size_bytes.pop(digest, None)
         self._pins.pop(digest, None)
         self._priorities.pop(digest, None)
+
+
+def _version(bundle: Path) -> tuple[int, ...]:
+    """Another one after the weights were written to or replaced; a missing file is for the loader to complain about."""
+    try:
+        status = (bundle / ADAPTER_WEIGHTS).stat()
+    except OSError:
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -108,6 +108,7 @@ class Intake:
         leader = self._scheduler.find(request.leader) if request.leader is not None else None
         if leader is None or leader.num_answer_tokens:
             return None
+        leader = leader.leader or leader  # one that follows itself runs no prompt
         theirs = leader.request
         is_same = (theirs.prompt_token_ids, theirs.adapter) == (request.prompt_token_ids, request.adapter)
         return leader if is_same and theirs.business.name == request.business.name else None

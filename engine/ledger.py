@@ -36,11 +36,11 @@ class Caps:
 
 
 class Ledger:
-    """Reservations by kind and business."""
+    """Reservations by kind and business; what belongs to no business, such as weights, is the engine's own."""
 
     def __init__(self, caps: Caps) -> None:
         self._caps = caps
-        self._reserved: Counter[tuple[Kind, str]] = Counter()
+        self._reserved: Counter[tuple[Kind, str | None]] = Counter()
 
     def reserved_bytes(self, kind: Kind | None = None, business: str | None = None) -> int:
         """Of a kind, of a business, of both, or in all."""
@@ -67,30 +67,40 @@ class Ledger:
         """What the business's own cap leaves it."""
         return _room(business.memory_bytes, self.reserved_bytes(business=business.name))
 
-    def reserve(self, kind: Kind, size_bytes: int, business: Business) -> None:
+    def reserve(self, kind: Kind, size_bytes: int, business: Business | None = None) -> None:
         """Raises `CapacityError`, and reserves nothing, if that would break a cap."""
         rooms = {
             "the engine's memory": self.total_room_bytes,
             f"the memory for {kind}": self.kind_room_bytes(kind),
-            f"what business {business.name!r} may have": self.business_room_bytes(business),
         }
+        if business is not None:
+            rooms[f"what business {business.name!r} may have"] = self.business_room_bytes(business)
         for what, room in rooms.items():
             if room < size_bytes:
                 raise CapacityError(f"{size_bytes} bytes do not fit: {room:.0f} are left of {what}")
-        self._reserved[kind, business.name] += size_bytes
+        self._reserved[kind, _name(business)] += size_bytes
 
-    def release(self, kind: Kind, size_bytes: int, business: Business) -> None:
+    def release(self, kind: Kind, size_bytes: int, business: Business | None = None) -> None:
         """Undo a part of what was reserved."""
-        left = self._reserved[kind, business.name] - size_bytes
-        assert left >= 0, (kind, business.name, left)
-        self._reserved[kind, business.name] = left
+        key = kind, _name(business)
+        left = self._reserved[key] - size_bytes
+        assert left >= 0, (key, left)
+        self._reserved[key] = left
         if not left:
-            del self._reserved[kind, business.name]
+            del self._reserved[key]
+
+    def move(self, size_bytes: int, source: Kind, target: Kind, business: Business) -> None:
+        """What was reserved for one kind is used as another now; only the cap of that kind can be in the way."""
+        room = self.kind_room_bytes(target)
+        if room < size_bytes:
+            raise CapacityError(f"{size_bytes} bytes do not fit: {room:.0f} are left of the memory for {target}")
+        self.release(source, size_bytes, business)
+        self._reserved[target, business.name] += size_bytes
 
 
 def _room(cap: int | None, reserved: int) -> float:
     return math.inf if cap is None else cap - reserved
 
 
-ENGINE = Business(name="")
-"""Stands for what belongs to no business: weights, scratch and adapters."""
+def _name(business: Business | None) -> str | None:
+    return None if business is None else business.name

@@ -8,7 +8,7 @@ from engine.artifact import Architecture
 from engine.backends import Backend
 from engine.config import EngineConfig
 from engine.intake import Limits as IntakeLimits
-from engine.ledger import ENGINE, Caps, Kind, Ledger
+from engine.ledger import Caps, Kind, Ledger
 from engine.prefix_disk import NO_DISK, Disk, Tier
 from engine.scheduler import Limits as SchedulerLimits
 
@@ -22,9 +22,9 @@ def open_ledger(config: EngineConfig, backend: Backend, process_bytes: int) -> L
     }
     ledger = Ledger(Caps(config.memory_budget_bytes, by_kind))
     memory = backend.memory()
-    ledger.reserve(Kind.PROCESS, process_bytes, ENGINE)
-    ledger.reserve(Kind.WEIGHTS, memory.weights_bytes, ENGINE)
-    ledger.reserve(Kind.SCRATCH, memory.scratch_bytes, ENGINE)
+    ledger.reserve(Kind.PROCESS, process_bytes)
+    ledger.reserve(Kind.WEIGHTS, memory.weights_bytes)
+    ledger.reserve(Kind.SCRATCH, memory.scratch_bytes)
     return ledger
 
 

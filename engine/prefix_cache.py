@@ -3,7 +3,8 @@
 Keys and values are kept in blocks, in a tree for each `Scope`: a node holds the tokens of a block and follows the node
 of the tokens before. Tokens are compared one by one, never by a hash. A scope names everything else that keys and
 values depend on, and whose they are: nothing is ever shared beyond it. The blocks of running requests are held by
-leases; of the others the least recently used go first. What has been of use is written to the disk, if there is one.
+leases; of the others, which are *idle*, the least recently used go first. What has been of use is written to the disk,
+if there is one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass, field
 from itertools import takewhile
 
@@ -43,9 +45,12 @@ class Scope:
 
 
 class Node:
-    """Tokens of one block, behind those of its parent. `block` is None while it lies on the disk alone."""
+    """Tokens of one block, behind those of its parent. `block` is None while it lies on the disk alone.
 
-    __slots__ = ("block", "children", "digest", "is_stored", "num_leases", "parent", "scope", "tokens")
+    `write` brings it there, and says in the end whether it did; None if it was never tried.
+    """
+
+    __slots__ = ("block", "children", "digest", "num_leases", "parent", "scope", "tokens", "write")
 
     digest: str
 
@@ -56,9 +61,24 @@ class Node:
         self.block = block
         self.children: list[Node] = []
         self.num_leases = 0
-        self.is_stored = False
+        self.write: Future[bool] | None = None
         before = b"" if parent is None else parent.digest.encode()
         self.digest = hashlib.sha256(before + canonical_json(tokens)).hexdigest()
+
+    @property
+    def is_being_stored(self) -> bool:
+        """Whether its block is still needed, to be written."""
+        return self.write is not None and not self.write.done()
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether it lies on the disk, as far as is known."""
+        return self.write is not None and self.write.done() and self.write.result()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether its block is in memory and nobody needs it there."""
+        return self.block is not None and not self.num_leases and not self.is_being_stored
 
     def best_child(self, tokens: Sequence[int]) -> tuple[Node | None, int]:
         """The child that begins like `tokens` for longest, and for how long."""
@@ -103,9 +123,13 @@ class PrefixCache:
         )  # with blocks in memory; a parent is more recent than a child
 
     @property
-    def num_blocks(self) -> int:
-        """Blocks in memory."""
-        return len(self._recent)
+    def blocks(self) -> list[Block]:
+        """Those in memory."""
+        return [node.block for node in self._recent if node.block is not None]
+
+    def idle_bytes(self, business: str | None = None) -> int:
+        """What `shrink` could give up, of one business or of all."""
+        return len(self._idle(business)) * self._backend.block_bytes
 
     def lookup(self, scope: Scope, business: Business, token_ids: Sequence[int]) -> Lease:
         """The longest beginning of `token_ids` that is there; it stays until `release`."""
@@ -124,30 +148,20 @@ class PrefixCache:
         self._touch(node)
         for used in lease.nodes:
             self._store(used)
+        # A block is of no use without those before it: they count as more recent.
+        self._tier.touch(scope.digest, [used.digest for used in reversed(lease.nodes) if used.write is not None])
         return lease
 
-    def extend(self, lease: Lease, token_ids: Sequence[int], blocks: Sequence[Block]) -> int:
-        """Keep the blocks of a running sequence's `token_ids` as far as there is room.
+    def share(self, lease: Lease, token_ids: Sequence[int], blocks: Sequence[Block]) -> int:
+        """Let others begin with full blocks of a running sequence's `token_ids`, as far as there is room.
 
-        Returns for how many bytes the cache answers now, for which the sequence need no longer.
+        The cache answers for them from now on: what the ledger had for them as KV goes over. Returns those bytes.
         """
-        node, num_new = self._root(lease.scope), 0
-        for index, block in enumerate(blocks):
-            start = index * self._backend.block_tokens
-            tokens = tuple(token_ids[start : start + self._backend.block_tokens])
-            child, length = node.best_child(tokens)
-            if child is None or length < len(tokens):
-                child = self._add(node, tokens, block, lease)
-                if child is None:
-                    break
-                num_new += 1
-            elif child.block is None:
-                break
-            if child not in lease.nodes:
-                self._hold(lease, child)
-            node = child
-        self._touch(node)
-        return num_new * self._backend.block_bytes
+        return self._insert(lease, token_ids, blocks, is_shared=True) * self._backend.block_bytes
+
+    def extend(self, lease: Lease, token_ids: Sequence[int], blocks: Sequence[Block]) -> None:
+        """Keep the blocks of a sequence that has ended, as far as there is room."""
+        self._insert(lease, token_ids, blocks, is_shared=False)
 
     def release(self, lease: Lease) -> None:
         """The sequence that held the lease is over."""
@@ -157,8 +171,8 @@ class PrefixCache:
 
     def shrink(self, size_bytes: float, business: str | None = None) -> bool:
         """Give up at least so many bytes, of one business or of any, if that is possible; says whether it was."""
-        candidates = [n for n in self._recent if not n.num_leases and business in (None, n.scope.business)]
-        num_needed = math.ceil(size_bytes / self._backend.block_bytes)
+        candidates = self._idle(business)
+        num_needed = max(0, math.ceil(size_bytes / self._backend.block_bytes)) if math.isfinite(size_bytes) else 0
         if len(candidates) < num_needed:
             return False
         for victim in candidates[:num_needed]:
@@ -169,14 +183,18 @@ class PrefixCache:
         """Drop what was computed with an adapter that goes, on the disk too."""
         for digest, root in list(self._roots.items()):
             if root.scope.adapter == adapter:
-                for node in _below(root):
-                    if node.block is not None:
-                        self._drop_block(node)
+                self._forget_tree(root)
                 del self._roots[digest]
-                self._tier.drop(root.scope.digest)
+        self._tier.forget(adapter)
+
+    def wait_for_disk(self) -> bool:
+        """Until no block is kept for the disk's sake; says whether there were any."""
+        writes = [node.write for node in self._recent if node.write is not None and not node.write.done()]
+        wait(writes)
+        return bool(writes)
 
     def close(self) -> None:
-        """Wait for the disk."""
+        """Write what is to be written."""
         self._tier.close()
 
     def _root(self, scope: Scope) -> Node:
@@ -191,10 +209,10 @@ class PrefixCache:
         nodes = {root.digest: root}
         for stored in self._tier.blocks(root.scope.digest, asdict(root.scope)):
             parent = nodes.get(stored.parent)
-            if parent is None:
+            if parent is None or not 0 < len(stored.tokens) <= self._backend.block_tokens:
                 continue
             node = Node(root.scope, parent, stored.tokens, None)
-            node.is_stored = True
+            node.write = _WRITTEN
             parent.children.append(node)
             nodes[node.digest] = node
 
@@ -204,24 +222,61 @@ class PrefixCache:
             return True
         if not self._make_room(business):
             return False
-        data = self._tier.read(node.scope.digest, node.digest)
-        if data is None:
-            self._unhang(node)
+        block = self._read(node)
+        if block is None:
+            self._forget_tree(node)
             return False
-        self._keep(node, self._backend.block_from(data), business)
+        self._ledger.reserve(Kind.PREFIX_CACHE, self._backend.block_bytes, business)
+        self._keep(node, block, business)
         return True
 
-    def _add(self, parent: Node, tokens: tuple[int, ...], block: Block, lease: Lease) -> Node | None:
-        """A new node; one that is a shorter beginning of it goes."""
-        if not self._make_room(lease.business):
+    def _read(self, node: Node) -> Block | None:
+        data = self._tier.read(node.scope.digest, node.digest)
+        try:
+            return None if data is None else self._backend.block_from(data)
+        except ValueError:  # of another size
             return None
+
+    def _insert(self, lease: Lease, token_ids: Sequence[int], blocks: Sequence[Block], *, is_shared: bool) -> int:
+        """Hang blocks into the tree; how many of them were new."""
+        node, num_new = self._root(lease.scope), 0
+        for index, block in enumerate(blocks):
+            start = index * self._backend.block_tokens
+            tokens = tuple(token_ids[start : start + self._backend.block_tokens])
+            child, length = node.best_child(tokens)
+            if child is None or length < len(tokens):
+                child = self._add(node, tokens, block, lease, is_shared=is_shared)
+                if child is None:
+                    break
+                num_new += 1
+            elif child.block is None:
+                break
+            if child not in lease.nodes:
+                self._hold(lease, child)
+            node = child
+        self._touch(node)
+        return num_new
+
+    def _add(
+        self, parent: Node, tokens: tuple[int, ...], block: Block, lease: Lease, *, is_shared: bool
+    ) -> Node | None:
+        """A new node, if there is room; one that is a shorter beginning of it goes."""
+        size_bytes, business = self._backend.block_bytes, lease.business
+        if is_shared:  # is reserved already
+            if not self._make_kind_room():
+                return None
+            self._ledger.move(size_bytes, Kind.KV, Kind.PREFIX_CACHE, business)
+        else:
+            if not self._make_room(business):
+                return None
+            self._ledger.reserve(Kind.PREFIX_CACHE, size_bytes, business)
         shorter = [c for c in parent.children if not c.children and c.tokens == tokens[: len(c.tokens)]]
-        for node in shorter:
-            if not node.num_leases:
-                self._forget_node(node)
+        for other in shorter:
+            if other.is_idle or other.block is None:
+                self._forget_tree(other)
         node = Node(lease.scope, parent, tokens, None)
         parent.children.append(node)
-        self._keep(node, block, lease.business)
+        self._keep(node, block, business)
         return node
 
     def _make_room(self, business: Business) -> bool:
@@ -233,8 +288,15 @@ class PrefixCache:
         missing = size_bytes - self._ledger.room_bytes(Kind.PREFIX_CACHE)
         return missing <= 0 or self.shrink(missing)
 
+    def _make_kind_room(self) -> bool:
+        """Room for one block more, within the cap of cached prompts."""
+        return self.shrink(self._backend.block_bytes - self._ledger.kind_room_bytes(Kind.PREFIX_CACHE))
+
+    def _idle(self, business: str | None) -> list[Node]:
+        """The least recently used first."""
+        return [n for n in self._recent if n.is_idle and business in (None, n.scope.business)]
+
     def _keep(self, node: Node, block: Block, business: Business) -> None:
-        self._ledger.reserve(Kind.PREFIX_CACHE, self._backend.block_bytes, business)
         self._businesses[business.name] = business
         node.block = block
         self._recent[node] = None
@@ -244,13 +306,18 @@ class PrefixCache:
         del self._recent[node]
         business = self._businesses[node.scope.business]
         self._ledger.release(Kind.PREFIX_CACHE, self._backend.block_bytes, business)
-        if not node.is_stored and not node.children:
-            self._unhang(node)
+        gone: Node | None = node
+        while gone is not None and gone.block is None and not gone.is_stored and not gone.children:
+            parent = gone.parent
+            self._unhang(gone)
+            gone = parent
 
-    def _forget_node(self, node: Node) -> None:
-        if node.block is not None:
-            self._drop_block(node)
+    def _forget_tree(self, node: Node) -> None:
+        """A node and what follows it; nobody holds them."""
         self._unhang(node)
+        for below in [*_below(node), node]:
+            if below.block is not None:
+                self._drop_block(below)
 
     @staticmethod
     def _unhang(node: Node) -> None:
@@ -268,12 +335,12 @@ class PrefixCache:
 
     def _store(self, node: Node) -> None:
         """On the disk once it has been of use: most prompts end in a way that never comes again."""
-        if node.is_stored or node.block is None:
+        if node.is_stored or node.is_being_stored or node.block is None:
             return
         parent = node.parent
         assert parent is not None
         stored = StoredBlock(node.digest, parent.digest, node.tokens)
-        node.is_stored = self._tier.write(node.scope.digest, asdict(node.scope), stored, node.block)
+        node.write = self._tier.write(node.scope.digest, asdict(node.scope), stored, node.block)
 
 
 def _num_common(first: Sequence[int], second: Sequence[int]) -> int:
@@ -281,8 +348,21 @@ def _num_common(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def _below(root: Node) -> list[Node]:
-    """All nodes of a tree, children before their parents."""
+    """All nodes of a tree but its root, children before their parents."""
     below: list[Node] = []
-    for child in root.children:
-        below += [*_below(child), child]
-    return below
+    left = list(root.children)
+    while left:
+        node = left.pop()
+        below.append(node)
+        left += node.children
+    return below[::-1]
+
+
+def _written() -> Future[bool]:
+    future: Future[bool] = Future()
+    future.set_result(True)
+    return future
+
+
+_WRITTEN = _written()
+"""Of a node that was found on the disk."""

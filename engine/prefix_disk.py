@@ -1,8 +1,9 @@
 """Cached prefixes on the disk: a file for each block, in a directory for each scope.
 
 A file is a line of JSON, which names the format, the scope, the tokens and the SHA-256 of what follows, and then the
-block's bytes. It appears at once when it is whole. What is damaged, old or beyond the quota is deleted; a full disk
-costs the cache, never the caller. Writes run in a thread of their own. Knows files, no trees and no requests.
+block's bytes. It appears at once when it is whole. What is damaged, not used for long or beyond the quota is deleted; a
+full disk costs the cache, never the caller. A thread of its own writes and deletes. Knows files, no trees and no
+requests.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ _log = logging.getLogger(__name__)
 FORMAT: Final = "socle-prefix-1"
 _MAX_HEADER_BYTES: Final = 1 << 20
 _MAX_WAITING_WRITES: Final = 256
+_MOST_CHECK_INTERVAL_S: Final = 3600.0  # for files that have become too old
 _SUFFIX: Final = ".block"
 
 
@@ -62,11 +64,16 @@ class Tier(Protocol):
     def read(self, scope_digest: str, digest: str) -> NDArray[np.uint8] | None:
         """A block's bytes; None if it is not there any more or is damaged."""
 
-    def write(self, scope_digest: str, scope: Mapping[str, Any], stored: StoredBlock, block: Block) -> bool:
-        """Keep a block; False if it will not be kept."""
+    def write(
+        self, scope_digest: str, scope: Mapping[str, Any], stored: StoredBlock, block: Block
+    ) -> Future[bool] | None:
+        """Keep a block, which must not change meanwhile; whether it is kept in the end, None if that is not tried."""
 
-    def drop(self, scope_digest: str) -> None:
-        """Delete what there is of a scope."""
+    def touch(self, scope_digest: str, digests: Sequence[str]) -> None:
+        """Blocks have been of use again, the last one most recently."""
+
+    def forget(self, adapter: str) -> None:
+        """Delete what there is of all scopes with this adapter."""
 
     def close(self) -> None:
         """Finish writing."""
@@ -81,10 +88,13 @@ class NoDisk:
     def read(self, scope_digest: str, digest: str) -> None:  # noqa: ARG002, D102
         return None
 
-    def write(self, scope_digest: str, scope: Mapping[str, Any], stored: StoredBlock, block: Block) -> bool:  # noqa: ARG002, D102
-        return False
+    def write(self, scope_digest: str, scope: Mapping[str, Any], stored: StoredBlock, block: Block) -> None:  # noqa: ARG002, D102
+        return None
 
-    def drop(self, scope_digest: str) -> None:  # noqa: ARG002, D102
+    def touch(self, scope_digest: str, digests: Sequence[str]) -> None:  # noqa: ARG002, D102
+        return
+
+    def forget(self, adapter: str) -> None:  # noqa: ARG002, D102
         return
 
     def close(self) -> None:  # noqa: D102
@@ -105,8 +115,10 @@ class Disk:
         self._max_age_s = max_age_s
         self._clock = clock
         self._writer = ThreadPoolExecutor(1, "prefix-disk")
-        self._writes: set[Future[None]] = set()
-        self._stored_bytes = self._prune()
+        self._writes: set[Future[bool]] = set()
+        for path in directory.glob("*/.*"):  # a process ended while it wrote
+            _delete(path, "unfinished")
+        self._stored_bytes, self._checked_s = self._prune(quota_bytes), clock()
 
     def blocks(self, scope_digest: str, scope: Mapping[str, Any]) -> Iterable[StoredBlock]:
         """The scope's blocks whose headers can be trusted so far."""
@@ -122,59 +134,97 @@ class Disk:
     def read(self, scope_digest: str, digest: str) -> NDArray[np.uint8] | None:
         """Checked against the header's SHA-256; what does not match is deleted."""
         path = self._path(scope_digest, digest)
+        if self._is_old(path):
+            _delete(path, "old")
+            return None
         header = _read_header(path)
-        data = _read_payload(path, header) if header else None
+        data = _read_payload(path, header) if header and header.digest == digest else None
         if data is None:
             _delete(path, "damaged")
-            return None
-        with suppress(OSError):
-            os.utime(path)
         return data
 
-    def write(self, scope_digest: str, scope: Mapping[str, Any], stored: StoredBlock, block: Block) -> bool:
-        """In the background; dropped if too many writes are waiting."""
+    def write(
+        self, scope_digest: str, scope: Mapping[str, Any], stored: StoredBlock, block: Block
+    ) -> Future[bool] | None:
+        """In the background; not at all if too many writes are waiting."""
         self._writes = {write for write in self._writes if not write.done()}
         if len(self._writes) >= _MAX_WAITING_WRITES:
-            return False
-        self._writes.add(self._writer.submit(self._write, scope_digest, scope, stored, block))
-        return True
+            return None
+        write = self._writer.submit(self._write, scope_digest, scope, stored, block)
+        self._writes.add(write)
+        return write
 
-    def drop(self, scope_digest: str) -> None:
-        """Delete a scope's directory, after what is still to be written there."""
-        self._writes.add(self._writer.submit(shutil.rmtree, self._directory / scope_digest, ignore_errors=True))
+    def touch(self, scope_digest: str, digests: Sequence[str]) -> None:
+        """In the background."""
+        if digests:
+            self._writer.submit(self._touch, [self._path(scope_digest, digest) for digest in digests])
+
+    def forget(self, adapter: str) -> None:
+        """In the background, after what is still to be written."""
+        self._writer.submit(self._forget, adapter)
 
     def close(self) -> None:
         """Wait until everything is written."""
         self._writer.shutdown()
 
-    def _write(self, scope_digest: str, scope: Mapping[str, Any], stored: StoredBlock, block: Block) -> None:
+    def _write(self, scope_digest: str, scope: Mapping[str, Any], stored: StoredBlock, block: Block) -> bool:
         data = block.data
         digest = hashlib.sha256(data.data).hexdigest()
         header = _Header(FORMAT, scope, stored.digest, stored.parent, stored.tokens, data.nbytes, digest)
         line = encode(header) + b"\n"
+        size_bytes, now_s = len(line) + data.nbytes, self._clock()
+        is_due = now_s - self._checked_s > min(_MOST_CHECK_INTERVAL_S, self._max_age_s / 10)
+        if is_due or self._stored_bytes + size_bytes > self._quota_bytes:
+            self._stored_bytes, self._checked_s = self._prune(self._quota_bytes - size_bytes), now_s
+        if size_bytes > self._quota_bytes:
+            return False
+        path = self._path(scope_digest, stored.digest)
         try:
-            _write_file(self._path(scope_digest, stored.digest), line, data)
+            _write_file(path, line, data)
+            os.utime(path, (now_s, now_s))
         except OSError as error:
             _log.warning("prefix_not_written error=%r", str(error))
-            return
-        self._stored_bytes += len(line) + data.nbytes
-        if self._stored_bytes > self._quota_bytes:
-            self._stored_bytes = self._prune()
+            return False
+        self._stored_bytes += size_bytes
+        return True
 
-    def _prune(self) -> int:
+    def _touch(self, paths: Sequence[Path]) -> None:
+        now_ns = int(1e9 * self._clock())
+        for index, path in enumerate(paths):
+            with suppress(OSError):
+                os.utime(path, ns=(now_ns + index, now_ns + index))
+
+    def _forget(self, adapter: str) -> None:
+        for folder in self._directory.glob("*/"):
+            headers = (_read_header(path) for path in folder.glob(f"*{_SUFFIX}"))
+            header = next((header for header in headers if header is not None), None)
+            if header is not None and header.scope.get("adapter") == adapter:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _prune(self, quota_bytes: int) -> int:
         """Delete what is too old, and the least recently used beyond the quota; the bytes that are left."""
         oldest_s, kept_bytes = self._clock() - self._max_age_s, 0
         found = []
         for path in self._directory.glob(f"*/*{_SUFFIX}"):
             with suppress(OSError):
                 status = path.stat()
-                found.append((status.st_mtime, status.st_size, path))
-        for used_at_s, size_bytes, path in sorted(found, reverse=True):
-            if used_at_s < oldest_s or kept_bytes + size_bytes > self._quota_bytes:
-                _delete(path, "old" if used_at_s < oldest_s else "quota")
+                found.append((status.st_mtime_ns, status.st_size, path))
+        for used_at_ns, size_bytes, path in sorted(found, reverse=True):
+            is_old = used_at_ns < 1e9 * oldest_s
+            if is_old or kept_bytes + size_bytes > quota_bytes:
+                _delete(path, "old" if is_old else "quota")
             else:
                 kept_bytes += size_bytes
+        for folder in self._directory.glob("*/"):
+            with suppress(OSError):  # there is something in it
+                folder.rmdir()
         return kept_bytes
+
+    def _is_old(self, path: Path) -> bool:
+        try:
+            return path.stat().st_mtime < self._clock() - self._max_age_s
+        except OSError:
+            return False
 
     def _files(self, scope_digest: str) -> list[Path]:
         return sorted((self._directory / scope_digest).glob(f"*{_SUFFIX}"))

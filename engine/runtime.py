@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -222,6 +222,7 @@ class Engine:
         if batch is None:
             self._end_stuck()
             return self._deliver()
+        self._accounts.pre_empted(batch)
         batch = self._without_damaged(batch)
         if not batch.work:
             return self._deliver()
@@ -266,20 +267,23 @@ class Engine:
 
     def _end_stuck(self) -> None:
         """With nothing running nothing will become free: what cannot start now never can."""
-        if self._scheduler.waiting and not self._undelivered:
-            sequence = self._scheduler.waiting[0]
+        sequence = self._scheduler.blocked
+        if sequence is not None and not self._undelivered and not self._prefixes.wait_for_disk():
             sequence.fail(CapacityError("the request does not fit into the engine's memory, even alone"))
             self._undelivered.append(self._retire(sequence))
 
     def _without_damaged(self, batch: Batch) -> Batch:
-        """The batch less those whose adapter's file is not the one any more that was loaded; they end with an error."""
+        """The batch less those whose adapter's file is not the one any more that was loaded.
+
+        All its requests end with an error, and what was cached with it goes: it may have changed while a step ran.
+        """
         damaged = self._runner.damaged_adapters(batch)
-        for work in batch.work:
-            sequence = work.sequence
-            if sequence.adapter in damaged:
-                sequence.fail(damaged[sequence.adapter])
+        for digest, error in damaged.items():
+            for sequence in [s for s in self._scheduler.running if s.adapter == digest]:
+                sequence.fail(error)
                 self._undelivered.append(self._retire(sequence))
-        return Batch(batch.kind, tuple(work for work in batch.work if work.sequence.adapter not in damaged))
+            self._prefixes.forget(digest)
+        return replace(batch, work=tuple(work for work in batch.work if work.sequence.adapter not in damaged))
 
     def _sample(self, batch: Batch, logits: list[Logits]) -> list[Sampled]:
         """The next token of each sequence that has no token left to run; None where there is none to be had."""
@@ -365,12 +369,17 @@ class Engine:
             self._accounts.started(sequence)
         return admission
 
+    def outlook(self, sequence: Sequence, without: SequenceOf[Sequence]) -> Admission:
+        """Whether a sequence might be admitted if others were evicted."""
+        return self._states.outlook(sequence, without)
+
     def evict(self, sequence: Sequence) -> bool:
         """Take a sequence's state away, where computing it again gives the same bits."""
         if not self.backend.cuts_anywhere:
             return False
         self._states.end(sequence)
         sequence.num_computed = 0
+        sequence.num_evictions += 1
         self._accounts.evicted(sequence)
         return True
 

@@ -5,6 +5,8 @@ runs: a business's priority, raised by one for each `ageing_s` that a sequence w
 Within a level the earliest deadline is first, and prefill and decode take turns. A step is the quantum: a sequence
 that does not run in one keeps its state and goes on in another as if nothing had happened.
 
+Running sequences of lower priority may have to make way, state and all, for one that waits for memory.
+
 A prompt runs in buckets of `prefill_chunk_tokens`, or of fewer where these would take longer than `max_bucket_s`: for
 so long an urgent request waits at most. Where the bits of an answer depend on the cuts, a prompt is always cut at the
 same places, whatever else runs.
@@ -13,7 +15,8 @@ same places, whatever else runs.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, replace
 from enum import Enum, StrEnum, auto
 from typing import Literal, Protocol
 
@@ -23,6 +26,7 @@ from engine.sequence import Sequence
 from engine.step_costs import StepCosts
 
 _LEAST_BUCKET_TOKENS = 32
+_LEAST_RETRY_S = 1.0
 _TOLERANCE = 1.25  # of a lone row's time: what others may add to it even if a token is late already
 
 
@@ -55,10 +59,11 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one step runs."""
+    """What one step runs. `pre_empted` are those who ran before it, and whom others that came later pass over now."""
 
     kind: StepKind
     work: tuple[Work, ...]
+    pre_empted: tuple[Sequence, ...] = ()
 
     @property
     def adapters(self) -> frozenset[str]:
@@ -86,6 +91,9 @@ class Memory(Protocol):
     def admit(self, sequence: Sequence) -> Admission:
         """Reserve what a sequence needs to run."""
 
+    def outlook(self, sequence: Sequence, without: SequenceOf[Sequence]) -> Admission:
+        """What `admit` would say at best if others were evicted; takes nothing. `OVER_OWN_CAP` is certain."""
+
     def evict(self, sequence: Sequence) -> bool:
         """Take a running sequence's memory away, to be computed again later; False if that cannot be done exactly."""
 
@@ -99,18 +107,26 @@ class Scheduler:
         self._limits = limits
         self._memory = memory
         self._costs = costs
-        self._last_kind = StepKind.DECODE
+        self.blocked: Sequence | None = None
+        """Who comes first of those that could not start in the last step."""
+        self._last = Batch(StepKind.DECODE, ())
         self._num_arrived = 0
         self._arrival: dict[str, int] = {}
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; raises `CapacityError` if the queue is full, `RateLimitError` if its business's is."""
         if len(self.waiting) >= self._limits.max_waiting:
-            raise CapacityError(f"{len(self.waiting)} requests are waiting already: try again in a moment")
+            raise CapacityError(
+                f"{len(self.waiting)} requests are waiting already: try again in a moment",
+                retry_after_s=self._retry_after_s(),
+            )
         business = sequence.business
         num_waiting = sum(other.business.name == business.name for other in self.waiting)
         if business.max_waiting is not None and num_waiting >= business.max_waiting:
-            raise RateLimitError(f"{num_waiting} requests of {business.name!r} are waiting already, its limit")
+            raise RateLimitError(
+                f"{num_waiting} requests of {business.name!r} are waiting already, its limit",
+                retry_after_s=self._retry_after_s(),
+            )
         self._arrival[sequence.request_id] = self._num_arrived
         self._num_arrived += 1
         self.waiting.append(sequence)
@@ -128,6 +144,7 @@ class Scheduler:
         """A waiting sequence has got its memory."""
         self.waiting.remove(sequence)
         self.running.append(sequence)
+        sequence.has_run = False
 
     def schedule(self, now_s: float) -> Batch | None:
         """The next step, or None if nothing can run."""
@@ -136,18 +153,38 @@ class Scheduler:
         if not ranked:
             return None
         batch = self._batch(ranked, now_s)
+        batch = replace(batch, pre_empted=self._pass_over(batch, ranked))
         for work in batch.work:
             work.sequence.served_at_s = now_s
-        self._last_kind = batch.kind
+            work.sequence.has_run, work.sequence.is_passed_over = True, False
+        self._last = batch
         return batch
 
     def _batch(self, ranked: list[Sequence], now_s: float) -> Batch:
         peers = self._peers(ranked, now_s)
         prefilling = [s for s in peers if s.is_prefilling]
-        has_turn = self._last_kind is StepKind.DECODE or all(s.is_prefilling for s in peers)
-        if prefilling and has_turn:
+        if prefilling and self._is_turn_of_prefill(peers):
             return self._prefill(prefilling)
         return self._decode([s for s in ranked if not s.is_prefilling])
+
+    def _is_turn_of_prefill(self, peers: list[Sequence]) -> bool:
+        """Every other time, and for who comes first and did not run in the last step: another prompt's bucket did."""
+        if self._last.kind is StepKind.DECODE or all(s.is_prefilling for s in peers):
+            return True
+        return peers[0].is_prefilling and all(work.sequence is not peers[0] for work in self._last.work)
+
+    def _pass_over(self, batch: Batch, ranked: list[Sequence]) -> tuple[Sequence, ...]:
+        """Mark those whom others that came later, and rank before them, now begin to pass over."""
+        chosen = {id(work.sequence) for work in batch.work}
+        newest, passed = -1, []
+        for sequence in ranked:
+            arrival = self._arrival[sequence.request_id]
+            if id(sequence) in chosen:
+                newest = max(newest, arrival)
+            elif sequence.has_run and not sequence.is_passed_over and arrival < newest:
+                sequence.is_passed_over = True
+                passed.append(sequence)
+        return tuple(passed)
 
     def _peers(self, ranked: list[Sequence], now_s: float) -> list[Sequence]:
         """The first, and those who may share its step: of its level, or of its priority whatever their age."""
@@ -169,14 +206,18 @@ class Scheduler:
     # Who gets memory
 
     def _start_waiting(self, now_s: float) -> None:
+        """Those behind one that waits for memory start only in the place of others, which takes nothing from it."""
+        self.blocked = None
+        may_take_room = True
         for sequence in sorted(self.waiting, key=lambda s: self._rank(s, now_s)):
             if sequence.leader is not None or self._has_enough_running(sequence.business):
                 continue
-            admission = self._admit(sequence)
-            if admission is Admission.NO_ROOM:
-                return
+            admission = self._admit(sequence, may_take_room=may_take_room)
             if admission is Admission.ADMITTED:
                 self.start(sequence)
+            elif admission is not Admission.ENDED:
+                self.blocked = self.blocked or sequence
+                may_take_room = may_take_room and admission is not Admission.NO_ROOM
 
     def has_place_for(self, sequence: Sequence) -> bool:
         """Whether another sequence of this business may run beside those that do."""
@@ -188,6 +229,11 @@ class Scheduler:
         before = [s for s in (*self.running, *self.waiting) if self._is_before(s, level, sequence.deadline_s, now_s)]
         return self._costs.prefill_s(sum(s.num_pending for s in before if s.is_prefilling))
 
+    def _retry_after_s(self) -> float:
+        """A guess at when the queue will be shorter: once the prompts in it have run."""
+        num_tokens = sum(s.num_pending for s in (*self.running, *self.waiting) if s.is_prefilling)
+        return max(_LEAST_RETRY_S, self._costs.prefill_s(num_tokens))
+
     def _is_before(self, sequence: Sequence, level: int, deadline_s: float, now_s: float) -> bool:
         if self._limits.policy == "first_come":
             return True
@@ -198,28 +244,35 @@ class Scheduler:
         num_running = sum(sequence.business.name == business.name for sequence in self.running)
         return business.max_running is not None and num_running >= business.max_running
 
-    def _admit(self, sequence: Sequence) -> Admission:
-        """Admit it, if need be in the place of others of lower priority."""
-        while True:
-            has_place = len(self.running) < self._limits.max_running
-            admission = self._memory.admit(sequence) if has_place else Admission.NO_ROOM
-            if admission is not Admission.NO_ROOM or not self._evict_for(sequence):
-                return admission
+    def _admit(self, sequence: Sequence, *, may_take_room: bool) -> Admission:
+        """Admit it, if need be in the place of others of lower priority; nobody makes way unless that may help."""
+        has_place = may_take_room and len(self.running) < self._limits.max_running
+        admission = self._memory.admit(sequence) if has_place else Admission.NO_ROOM
+        victims = self._lower(sequence)
+        if admission is not Admission.NO_ROOM or not victims:
+            return admission
+        outlook = self._memory.outlook(sequence, victims)
+        if outlook is not Admission.ADMITTED:
+            return outlook
+        for victim in victims:
+            if not self._memory.evict(victim):
+                break
+            self.running.remove(victim)
+            self.waiting.append(victim)
+            admission = self._memory.admit(sequence)
+            if admission is not Admission.NO_ROOM:
+                break
+        return admission
 
-    def _evict_for(self, sequence: Sequence) -> bool:
-        """Send the running sequence of the lowest priority back to wait.
+    def _lower(self, sequence: Sequence) -> list[Sequence]:
+        """Running sequences of lower priority, the lowest first and of these the latest.
 
         Age counts for nothing here, else two could evict each other in turns.
         """
+        if self._limits.policy == "first_come":
+            return []
         lower = [s for s in self.running if s.business.priority < sequence.business.priority]
-        if self._limits.policy == "first_come" or not lower:
-            return False
-        victim = max(lower, key=lambda s: (-s.business.priority, self._arrival[s.request_id]))
-        if not self._memory.evict(victim):
-            return False
-        self.running.remove(victim)
-        self.waiting.append(victim)
-        return True
+        return sorted(lower, key=lambda s: (s.business.priority, -self._arrival[s.request_id]))
 
     # What runs together
 

@@ -74,7 +74,8 @@ class Sequence:
 
     The KV `state`, the `prefix` that it shares with a cache and the `kv_bytes` that are reserved belong to whoever runs
     the sequence. `num_computed` counts the tokens that the state holds. While `leader` is set the sequence waits for
-    that one to run the prompt of both. `served_at_s`: when it last ran, or came.
+    that one to run the prompt of both. `served_at_s`: when it last ran, or came. `has_run`: whether a step has run it
+    since it got its memory; `is_passed_over`: whether others that came later run in its place now.
     """
 
     def __init__(
@@ -101,7 +102,10 @@ class Sequence:
         self.submitted_at = submitted_at
         self.served_at_s = submitted_at
         self.last_token_at: float | None = None
+        self.has_run = False
+        self.is_passed_over = False
         self.num_cached_tokens = 0
+        self.num_evictions = 0
         self.queue_s = 0.0
         self.ttft_s = 0.0
         self.prefill_s = 0.0

@@ -1,12 +1,14 @@
 """What running sequences hold: keys and values, what they share with the prefix cache, and their adapter.
 
 `SequenceStates` reserves it in the ledger before a sequence starts and gives it back when the sequence ends, is
-cancelled or has to make way. Knows no order and no steps.
+cancelled or has to make way. Where the engine's cap is reached, idle cached prompts give way first, then idle adapters.
+Knows no order and no steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 
 from engine.adapters import ResidentAdapters
 from engine.backends import Backend
@@ -37,14 +39,18 @@ class SequenceStates:
         Raises `InvalidInputError` if its adapter's bundle is damaged.
         """
         lease = self._lookup(sequence)
-        admission = self._reserve(sequence, lease)
+        admission = Admission.NO_ROOM
+        try:
+            admission = self._reserve(sequence, lease)
+        finally:
+            if admission is not Admission.ADMITTED:
+                self._prefixes.release(lease)
         if admission is not Admission.ADMITTED:
-            self._prefixes.release(lease)
             return admission
         sequence.state = self._backend.new_state(sequence.num_max_tokens, lease.prefix)
         sequence.prefix = lease
         sequence.num_computed = lease.num_tokens
-        if not sequence.num_answer_tokens:
+        if not sequence.num_evictions:
             sequence.num_cached_tokens = lease.num_tokens
         return Admission.ADMITTED
 
@@ -69,9 +75,7 @@ class SequenceStates:
         num_full = sequence.num_computed // self._backend.block_tokens
         blocks = [sequence.state.block(index) for index in range(num_full)]
         tokens = sequence.token_ids[: num_full * self._backend.block_tokens]
-        moved_bytes = self._prefixes.extend(sequence.prefix, tokens, blocks)
-        self._ledger.release(Kind.KV, moved_bytes, sequence.business)
-        sequence.kv_bytes -= moved_bytes
+        sequence.kv_bytes -= self._prefixes.share(sequence.prefix, tokens, blocks)
 
     def end(self, sequence: Sequence) -> None:
         """Give everything back; a business that caches prompts keeps the beginning of what was computed."""
@@ -85,15 +89,44 @@ class SequenceStates:
         self._ledger.release(Kind.KV, sequence.kv_bytes, sequence.business)
         sequence.kv_bytes = 0
         if blocks:
-            num_kept = sequence.num_computed
-            if not self._backend.cuts_anywhere:
-                num_kept -= num_kept % self._backend.block_tokens
+            num_kept = self._num_kept(sequence)
             num_blocks = -(-num_kept // self._backend.block_tokens)
             self._prefixes.extend(sequence.prefix, sequence.token_ids[:num_kept], blocks[:num_blocks])
         self._prefixes.release(sequence.prefix)
         sequence.prefix = None
         if sequence.adapter is not None:
             self._adapters.unpin(sequence.adapter)
+
+    def outlook(self, sequence: Sequence, without: SequenceOf[Sequence]) -> Admission:
+        """Whether `start` may succeed once other sequences have made way; at best, since they may share what they hold.
+
+        Takes nothing.
+        """
+        size_bytes = self._backend.state_bytes(sequence.num_max_tokens)
+        business = sequence.business
+        own = [other for other in without if other.business.name == business.name]
+        own_room = self._ledger.business_room_bytes(business) + self._prefixes.idle_bytes(business.name)
+        if size_bytes > own_room + self._held_bytes(own):
+            return Admission.OVER_OWN_CAP
+        kv_room = self._ledger.kind_room_bytes(Kind.KV) + sum(other.kv_bytes for other in without)
+        idle_bytes = self._prefixes.idle_bytes() + self._adapters.idle_bytes
+        unpinned = {other.adapter for other in without if other.adapter is not None} - {sequence.adapter}
+        total_room = self._ledger.total_room_bytes + idle_bytes + self._held_bytes(without)
+        total_room += sum(self._adapters.size_bytes(digest) for digest in unpinned)
+        if size_bytes > min(kv_room, total_room):
+            return Admission.NO_ROOM
+        return Admission.ADMITTED
+
+    def _num_kept(self, sequence: Sequence) -> int:
+        """For how many of its tokens the blocks have the bits that any other sequence would compute."""
+        if self._backend.cuts_anywhere:
+            return sequence.num_computed
+        num_cut_alike = min(sequence.num_computed, sequence.num_prompt_tokens)  # an answer's tokens ran one by one
+        return num_cut_alike - num_cut_alike % self._backend.block_tokens
+
+    def _held_bytes(self, sequences: SequenceOf[Sequence]) -> int:
+        """At most, with what the prefix cache answers for."""
+        return sum(self._backend.state_bytes(sequence.num_max_tokens) for sequence in sequences)
 
     def _lookup(self, sequence: Sequence) -> Lease:
         """What there is of its tokens; the last one always runs, since its logits are wanted."""
@@ -103,27 +136,38 @@ class SequenceStates:
         return self._prefixes.lookup(scope, sequence.business, sequence.token_ids[:-1])
 
     def _reserve(self, sequence: Sequence, lease: Lease) -> Admission:
+        """KV for all tokens that the sequence can get, and its adapter; nothing gives way unless that helps."""
         size_bytes = self._backend.state_bytes(sequence.num_max_tokens)
         if self._backend.shares_blocks:
             size_bytes -= lease.num_tokens // self._backend.block_tokens * self._backend.block_bytes
-        own_missing = size_bytes - self._ledger.business_room_bytes(sequence.business)
-        if own_missing > 0 and not self._prefixes.shrink(own_missing, sequence.business.name):
+        business = sequence.business
+        own_missing = size_bytes - self._ledger.business_room_bytes(business)
+        if own_missing > self._prefixes.idle_bytes(business.name):
             return Admission.OVER_OWN_CAP
-        if self._ledger.kind_room_bytes(Kind.KV) < size_bytes:
+        if self._ledger.kind_room_bytes(Kind.KV) < size_bytes or not self._pin(sequence):
             return Admission.NO_ROOM
-        missing = size_bytes - self._ledger.total_room_bytes
-        if missing > 0 and not self._prefixes.shrink(missing):
-            return Admission.NO_ROOM
-        try:
-            if sequence.adapter is not None:
-                self._adapters.pin(sequence.adapter, sequence.business.priority)
-        except CapacityError:
-            return Admission.NO_ROOM
-        try:
-            self._ledger.reserve(Kind.KV, size_bytes, sequence.business)
-        except CapacityError:  # the adapter took the room
+        if not self._make_room(size_bytes - self._ledger.total_room_bytes):
             if sequence.adapter is not None:
                 self._adapters.unpin(sequence.adapter)
             return Admission.NO_ROOM
+        self._prefixes.shrink(size_bytes - self._ledger.business_room_bytes(business), business.name)
+        self._ledger.reserve(Kind.KV, size_bytes, business)
         sequence.kv_bytes = size_bytes
         return Admission.ADMITTED
+
+    def _pin(self, sequence: Sequence) -> bool:
+        if sequence.adapter is None:
+            return True
+        try:
+            self._adapters.pin(sequence.adapter, sequence.business.priority)
+        except CapacityError:
+            return False
+        return True
+
+    def _make_room(self, missing_bytes: float) -> bool:
+        """Below the engine's cap."""
+        cached_bytes = self._prefixes.idle_bytes()
+        if missing_bytes > cached_bytes + self._adapters.idle_bytes:
+            return False
+        self._prefixes.shrink(min(missing_bytes, cached_bytes))
+        return self._adapters.shrink(missing_bytes - cached_bytes)

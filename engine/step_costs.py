@@ -22,31 +22,31 @@ class StepCosts:
     def __init__(self) -> None:
         self._decode: dict[int, _Cost] = {}  # by rows
         self._num_decode_steps = 0
-        self._prefill_token_s = 0.0
+        self._prefill_tokens = self._prefill_seconds = 0.0  # of all steps, the older the less they count
 
     def observe_decode(self, num_rows: int, seconds: float) -> None:
         """A step with one token of each of `num_rows` sequences took so long."""
         self._num_decode_steps += 1
         known = self._decode.get(num_rows)
-        average = seconds if known is None else known.seconds + _NEWEST_SHARE * (seconds - known.seconds)
+        average = seconds
+        if known is not None and self._is_fresh(known):
+            average = known.seconds + _NEWEST_SHARE * (seconds - known.seconds)
         self._decode[num_rows] = _Cost(average, self._num_decode_steps)
 
     def observe_prefill(self, num_tokens: int, seconds: float) -> None:
-        """A step with so many tokens of prompts took so long."""
-        newest_s = seconds / num_tokens
-        average_s = self._prefill_token_s or newest_s
-        self._prefill_token_s = average_s + _NEWEST_SHARE * (newest_s - average_s)
+        """A step with so many tokens of prompts took so long.
+
+        Large steps count for more: what a few tokens take, which is mostly one pass over the weights, says little.
+        """
+        self._prefill_tokens += num_tokens - _NEWEST_SHARE * self._prefill_tokens
+        self._prefill_seconds += seconds - _NEWEST_SHARE * self._prefill_seconds
 
     def decode_s(self, num_rows: int) -> float:
         """What a decode step should take: on a line between numbers of rows that were measured.
 
         More rows than were measured count as if they cost nothing more, so that they are tried and then known.
         """
-        costs = {
-            rows: cost.seconds
-            for rows, cost in sorted(self._decode.items())
-            if self._num_decode_steps - cost.seen_at < _STALE_STEPS
-        }
+        costs = {rows: cost.seconds for rows, cost in sorted(self._decode.items()) if self._is_fresh(cost)}
         known = list(costs)
         if not known:
             return 0.0
@@ -60,4 +60,7 @@ class StepCosts:
 
     def prefill_s(self, num_tokens: int) -> float:
         """What a prompt should take."""
-        return self._prefill_token_s * num_tokens
+        return self._prefill_seconds / self._prefill_tokens * num_tokens if self._prefill_tokens else 0.0
+
+    def _is_fresh(self, cost: _Cost) -> bool:
+        return self._num_decode_steps - cost.seen_at < _STALE_STEPS

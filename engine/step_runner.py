@@ -37,9 +37,9 @@ class StepRunner:
         self._accounts = accounts
         self._clock = clock
 
-    def damaged_adapters(self, batch: Batch) -> dict[str | None, BundleError]:
+    def damaged_adapters(self, batch: Batch) -> dict[str, BundleError]:
         """The adapters of a batch whose files are not those any more that were loaded, and what is wrong."""
-        damaged: dict[str | None, BundleError] = {}
+        damaged: dict[str, BundleError] = {}
         for digest in batch.adapters:
             try:
                 self._backend.check_adapter(digest)

@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from engine.adapters import ResidentAdapters
+from engine.artifact import ADAPTER_WEIGHTS
 from engine.errors import BundleError, CapacityError, UnknownAdapterError
+from engine.ledger import Caps, Kind, Ledger
 
 
 class Loader:
@@ -29,9 +31,13 @@ class Loader:
         self.loaded.remove(digest)
 
 
+def ledger_of(budget_bytes, total_bytes=None):
+    return Ledger(Caps(total_bytes, {Kind.ADAPTERS: budget_bytes}))
+
+
 def resident(sizes, budget_bytes):
     loader = Loader(sizes)
-    adapters = ResidentAdapters(loader, budget_bytes=budget_bytes)
+    adapters = ResidentAdapters(loader, ledger_of(budget_bytes))
     for digest, size in sizes.items():
         adapters.add(digest, Path(digest), size)
     return adapters, loader
@@ -109,6 +115,77 @@ def test_removal_is_refused_while_in_use():
         adapters.pin("a")
 
 
+def test_of_idle_adapters_those_of_the_lowest_priority_go_first():
+    adapters, loader = resident({"a": 10, "b": 10}, budget_bytes=40)
+    for digest, priority in (("a", 1), ("b", 0)):
+        adapters.pin(digest, priority)
+        adapters.unpin(digest)
+    loader.disk_bytes["c"] = 10
+    adapters.add("c", Path("c"), 10)
+    assert adapters.resident == ("a", "c")
+
+
+def test_other_memory_is_reclaimed_where_evicting_is_not_enough():
+    loader, ledger, asked = Loader({"a": 10, "b": 10}), ledger_of(100, total_bytes=60), []
+
+    def reclaim(size_bytes):
+        asked.append(size_bytes)
+        ledger.release(Kind.PREFIX_CACHE, size_bytes)
+        return True
+
+    adapters = ResidentAdapters(loader, ledger, reclaim)
+    adapters.add("a", Path("a"), 20)
+    adapters.pin("a")
+    ledger.reserve(Kind.PREFIX_CACHE, 30)
+    adapters.add("b", Path("b"), 20)
+    assert asked == [10]
+    assert set(adapters.resident) == {"a", "b"}
+
+
+def test_nothing_is_evicted_or_reclaimed_where_the_cap_of_adapters_is_in_the_way():
+    loader = Loader({"a": 10, "b": 10, "big": 50})
+    adapters = ResidentAdapters(loader, ledger_of(60, total_bytes=110), lambda _: pytest.fail("it cannot help"))
+    for digest in ("a", "b"):
+        adapters.add(digest, Path(digest), 20)
+    adapters.pin("a")
+    with pytest.raises(CapacityError, match="does not fit"):
+        adapters.add("big", Path("big"), 100)
+    assert set(adapters.resident) == {"a", "b"}
+
+
+def test_idle_adapters_make_room_for_others_and_pinned_ones_do_not():
+    adapters, _ = resident({"a": 10, "b": 10, "c": 10}, budget_bytes=60)
+    adapters.pin("a")
+    assert adapters.idle_bytes == 40
+    assert not adapters.shrink(41)
+    assert len(adapters.resident) == 3
+    assert adapters.shrink(1)
+    assert adapters.resident == ("c", "a")
+    assert adapters.shrink(-5)
+    assert adapters.idle_bytes == 20
+
+
+@pytest.mark.parametrize("change", ["written to", "replaced"])
+def test_an_evicted_adapter_does_not_come_back_out_of_a_file_that_has_changed(tmp_path, change):
+    file = tmp_path / ADAPTER_WEIGHTS
+    file.write_bytes(b"old")
+    adapters = ResidentAdapters(Loader({"a": 10}), ledger_of(40))
+    adapters.add("a", tmp_path, 10)
+    adapters.shrink(1)
+    adapters.pin("a")
+    adapters.unpin("a")
+    adapters.shrink(1)
+    if change == "replaced":
+        file.rename(tmp_path / "aside")  # so that its inode is not given to the next
+    file.write_bytes(b"newer")
+    with pytest.raises(BundleError, match="has changed"):
+        adapters.pin("a")
+    assert adapters.resident == ()
+    adapters.remove("a")
+    adapters.add("a", tmp_path, 10)
+    assert adapters.resident == ("a",)
+
+
 class Residency(RuleBasedStateMachine):
     """Whatever happens: the budget holds, pinned adapters are resident, and the loader agrees."""
 
@@ -118,7 +195,8 @@ class Residency(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.loader = Loader({str(i): 5 * (i + 1) for i in range(8)})
-        self.adapters = ResidentAdapters(self.loader, budget_bytes=self.budget_bytes)
+        self.ledger = ledger_of(self.budget_bytes)
+        self.adapters = ResidentAdapters(self.loader, self.ledger)
         self.pinned = []
 
     @rule(digest=st.sampled_from([str(i) for i in range(8)]))
@@ -154,7 +232,7 @@ class Residency(RuleBasedStateMachine):
 
     @invariant()
     def budget_and_pins_hold(self):
-        assert self.adapters.resident_bytes <= self.budget_bytes
+        assert self.adapters.resident_bytes == self.ledger.reserved_bytes(Kind.ADAPTERS) <= self.budget_bytes
         assert set(self.pinned) <= set(self.adapters.resident) == self.loader.loaded
         assert set(self.adapters.resident) <= set(self.adapters)
 
