@@ -272,6 +272,9 @@ class PrefixCache:
             self._ledger.reserve(Kind.PREFIX_CACHE, size_bytes, business)
         shorter = [c for c in parent.children if not c.children and c.tokens == tokens[: len(c.tokens)]]
         for other in shorter:
+            if other in lease.nodes:  # the sequence began with it and holds the longer one from now on
+                lease.nodes.remove(other)
+                other.num_leases -= 1
             if other.is_idle or other.block is None:
                 self._forget_tree(other)
         node = Node(lease.scope, parent, tokens, None)

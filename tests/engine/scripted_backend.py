@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +19,25 @@ END = 0
 BLOCK_TOKENS = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ScriptedBlock:
+    """Its tokens, and a mark of the adapter that it was computed with."""
+
     token_ids: tuple[int, ...]
+    mark: int
 
     @property
     def data(self) -> NDArray[np.uint8]:
         padded = (*self.token_ids, *[END] * (BLOCK_TOKENS - len(self.token_ids)))
-        return np.array(padded, np.uint8)
+        return np.array((*padded, self.mark), np.uint8)
 
 
 class ScriptedState:
-    def __init__(self, max_tokens: int, token_ids: Sequence[int] = ()) -> None:
+    """Its tokens; those of one state must all be computed with the same adapter."""
+
+    def __init__(self, max_tokens: int, token_ids: Sequence[int] = (), marks: Iterable[int] = ()) -> None:
         self.token_ids: list[int] = list(token_ids)
+        self.marks = set(marks)
         self.max_tokens = max_tokens
         self.size_bytes = self.resident_bytes = 10 * max_tokens
         self.is_open = True
@@ -45,17 +52,21 @@ class ScriptedState:
     def block(self, index: int) -> ScriptedBlock:
         if not 0 <= index < len(self.token_ids) // BLOCK_TOKENS:
             raise ValueError("not full")
-        return ScriptedBlock(tuple(self.token_ids[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS]))
+        return self._cut(index * BLOCK_TOKENS)
 
     def take(self) -> tuple[ScriptedBlock, ...]:
-        tokens, self.is_open = self.token_ids, False
-        return tuple(ScriptedBlock(tuple(tokens[i : i + BLOCK_TOKENS])) for i in range(0, len(tokens), BLOCK_TOKENS))
+        self.is_open = False
+        return tuple(self._cut(start) for start in range(0, len(self.token_ids), BLOCK_TOKENS))
 
     def fork(self, max_tokens: int) -> ScriptedState:
-        return ScriptedState(max_tokens, self.token_ids)
+        return ScriptedState(max_tokens, self.token_ids, self.marks)
 
     def close(self) -> None:
         self.is_open = False
+
+    def _cut(self, start: int) -> ScriptedBlock:
+        (mark,) = self.marks
+        return ScriptedBlock(tuple(self.token_ids[start : start + BLOCK_TOKENS]), mark)
 
 
 class ScriptedBackend:
@@ -95,12 +106,14 @@ class ScriptedBackend:
         return BackendMemory(0, are_weights_mapped=False, scratch_bytes=0, resident_scratch_bytes=0)
 
     def block_from(self, data: NDArray[np.uint8]) -> ScriptedBlock:
-        return ScriptedBlock(tuple(data.tolist()))
+        if len(data) != BLOCK_TOKENS + 1:
+            raise ValueError(f"{len(data)} bytes")
+        return ScriptedBlock(tuple(data[:-1].tolist()), int(data[-1]))
 
     def new_state(self, max_tokens: int, prefix: Prefix = NO_PREFIX) -> ScriptedState:
         tokens = [token for block in prefix.blocks for token in block.token_ids][: prefix.num_tokens]
         assert len(tokens) == prefix.num_tokens
-        self.states.append(ScriptedState(max_tokens, tokens))
+        self.states.append(ScriptedState(max_tokens, tokens, {block.mark for block in prefix.blocks}))
         return self.states[-1]
 
     def step(self, segments: Sequence[Segment]) -> list[Logits]:
@@ -117,6 +130,8 @@ class ScriptedBackend:
         assert state.is_open
         assert segment.adapter is None or segment.adapter in self.adapters
         state.token_ids += segment.token_ids.tolist()
+        state.marks.add(_mark(segment.adapter))
+        assert len(state.marks) == 1
         assert state.num_tokens <= state.max_tokens
         logits = np.zeros((len(segment.logit_rows), VOCAB_SIZE), np.float32)
         for row, logit_row in zip(logits, segment.logit_rows, strict=True):
@@ -127,6 +142,10 @@ class ScriptedBackend:
             else:
                 row[int(answer)] = 20.0
         return logits
+
+
+def _mark(adapter: str | None) -> int:
+    return 0 if adapter is None else 1 + zlib.crc32(adapter.encode()) % 255
 
 
 class SpellingTokenizer:
