@@ -54,7 +54,7 @@ NameOption = Annotated[str | None, typer.Option("--name", help="Name of the devi
 
 
 @app.command()
-def run(
+def run(  # noqa: PLR0913, PLR0917 - a command line has as many options as it needs
     state_dir: StateDirOption = None,
     server: ServerOption = None,
     token: TokenOption = None,
@@ -62,11 +62,18 @@ def run(
     api_port: Annotated[
         int | None, typer.Option(help="Port of the local API; 0 takes any free one. [default: 8455 if free]")
     ] = None,
+    api_socket: Annotated[
+        Path | None, typer.Option(help="Unix socket for the local API, instead of a port; for its owner alone.")
+    ] = None,
+    api_token_file: Annotated[
+        Path | None, typer.Option(help="File with a token that the local API asks for; mode 600.")
+    ] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json.")] = None,
 ) -> None:
     """Run the agent until it is stopped; enrols the device first if it isn't yet."""
     given = {"state_dir": state_dir, "server": server, "token": token, "name": name}
-    config = _load({**given, "api_port": api_port, "log_format": log_format})
+    api = {"api_port": api_port, "api_socket": api_socket, "api_token_file": api_token_file}
+    config = _load({**given, **api, "log_format": log_format})
     _run_to_end(_serve(config))
 
 

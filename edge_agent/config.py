@@ -41,6 +41,10 @@ class AgentConfig(BaseSettings):
     api_host: str = "127.0.0.1"
     api_port: int | None = Field(default=None, ge=0, le=65535)
     """None takes 8455, or any free port if that is taken."""
+    api_socket: Path | None = None
+    """A Unix socket to listen on instead of a port."""
+    api_token_file: Path | None = None
+    """Who asks the local API must send the token in this file."""
     log_format: Literal["text", "json"] = "text"
 
     engine: dict[str, Any] = Field(default_factory=dict)

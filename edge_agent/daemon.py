@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import closing, nullcontext, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 import uvicorn
 from starlette.applications import Starlette
 
+from edge_agent.api_gate import read_token
+from edge_agent.api_listener import Address, Listener, listen_on_port, listen_on_socket
 from edge_agent.client import FleetClient
 from edge_agent.config import AgentConfig
 from edge_agent.device import Device
@@ -27,7 +28,7 @@ from edge_agent.engine_wire import Heartbeat
 from edge_agent.errors import AgentError, FinalError, TransientError
 from edge_agent.host import Host
 from edge_agent.journal import replace_file
-from edge_agent.local_api import LocalApi, allowed_hosts, listen
+from edge_agent.local_api import LocalApi
 from edge_agent.protocol import DesiredState, DeviceReport
 from edge_agent.recorder import Recorder
 from edge_agent.schedule import Backoff, PollSchedule
@@ -88,8 +89,8 @@ class Daemon:
         self._etag: str | None = None
         self._server_problem: str | None = None
         self._last_contact_s: float | None = None
-        self.api_url = ""
-        """Where the local API listens; empty until it does."""
+        self.api: Address | None = None
+        """Where the local API listens; None until it does."""
         self._poll_due = asyncio.Event()
         self._report_due = asyncio.Event()
         self._status_due = asyncio.Event()
@@ -163,14 +164,21 @@ class Daemon:
         self.components.host.start(self.components.updater.entry.served)
 
     async def _start_api(self, tasks: asyncio.TaskGroup) -> None:
-        listener = listen(self._config.api_host, self._config.api_port)
-        host, port = listener.getsockname()[:2]
-        self.api_url = f"http://{host}:{port}"
-        api = LocalApi(self.components.host, self.components.recorder, self.status)
-        app = api.app(allowed_hosts=allowed_hosts(self._config.api_host))
+        config = self._config
+        token = read_token(config.api_token_file)
+        listener = (
+            listen_on_socket(config.api_socket.absolute())
+            if config.api_socket
+            else listen_on_port(config.api_host, config.api_port)
+        )
+        token_file = str(config.api_token_file.absolute()) if config.api_token_file else None
+        self.api = replace(listener.address, token_file=token_file)
+        app = LocalApi(self.components.host, self.components.recorder, self.status).app(
+            hosts=listener.hosts, token=token
+        )
         tasks.create_task(_serve_api(app, listener))
-        replace_file(self._state_dir.api, json.dumps({"url": self.api_url, "port": port}).encode())
-        log.info("api.listening", url=self.api_url)
+        replace_file(self._state_dir.api, json.dumps(self.api.as_document()).encode())
+        log.info("api.listening", address=str(self.api))
 
     async def _start_updater(self, tasks: asyncio.TaskGroup) -> None:
         tasks.create_task(self.components.updater.run())
@@ -260,7 +268,7 @@ class Daemon:
         components = self.components
         return components.device.status(components.updater.entry, components.updater.progress, components.host) | {
             "written_at_s": time.time(),
-            "api": self.api_url,
+            "api": str(self.api or ""),
             "server": {
                 "url": components.device.identity.server,
                 "last_contact_at_s": self._last_contact_s,
@@ -301,12 +309,12 @@ class _Server(uvicorn.Server):
         return nullcontext()
 
 
-async def _serve_api(app: Starlette, listener: socket.socket) -> None:
+async def _serve_api(app: Starlette, listener: Listener) -> None:
     """Until cancelled; answers that are under way then get a moment to end."""
     options: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off"}
     server = _Server(uvicorn.Config(app, timeout_graceful_shutdown=_GOODBYE_S, **options))
-    with listener:
-        serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+    with closing(listener):
+        serving = asyncio.ensure_future(server.serve(sockets=[listener.socket]))
         try:
             await asyncio.shield(serving)
         except asyncio.CancelledError:

@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import closing, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import closing
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -26,35 +24,16 @@ from starlette.types import Receive, Scope, Send
 
 from edge_agent import openai_forms as forms
 from edge_agent.api_errors import HANDLERS, BadRequestError, ClientGoneError, as_clients_fault, error_document
+from edge_agent.api_gate import Gate
 from edge_agent.choices import Addition, Reply
-from edge_agent.errors import AgentError, UserError
+from edge_agent.errors import AgentError
 from edge_agent.host import Host
 from edge_agent.openai_requests import Asked, parse_chat, parse_completion
 from edge_agent.recorder import Recorder, outcome_of
 
-_LOOPBACK = ("127.0.0.1", "localhost")
-USUAL_PORT = 8455
 MAX_BODY_BYTES = 8 << 20
 
 T = TypeVar("T")
-
-
-def listen(host: str, port: int | None) -> socket.socket:
-    """A listening socket; raises `UserError` if the port is taken. None prefers `USUAL_PORT`, 0 takes any free one."""
-    if port is None:
-        with suppress(OSError):
-            return socket.create_server((host, USUAL_PORT))
-    try:
-        return socket.create_server((host, port or 0))
-    except OSError as error:
-        raise UserError(
-            f"the local API can't listen on {host}:{port} ({error.strerror}): choose another --api-port, 0 takes any"
-        ) from error
-
-
-def allowed_hosts(host: str) -> tuple[str, ...]:
-    """Names to call the API by; on loopback only these, so that no web page reaches it by a name of its own."""
-    return _LOOPBACK if host in _LOOPBACK else ("*",)
 
 
 class EventStream(StreamingResponse):
@@ -80,8 +59,8 @@ class LocalApi:
         self._recorder = recorder
         self._status = status
 
-    def app(self, *, allowed_hosts: tuple[str, ...]) -> Starlette:
-        """The ASGI application. `allowed_hosts` keeps web pages from reaching it through names of their own."""
+    def app(self, *, hosts: Collection[str] | None, token: str | None = None) -> Starlette:
+        """The ASGI application, behind an `api_gate.Gate`."""
         return Starlette(
             routes=[
                 Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
@@ -92,7 +71,7 @@ class LocalApi:
                 Route("/metrics", self.metrics),
                 Route("/socle/status", self.status),
             ],
-            middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts))],
+            middleware=[Middleware(Gate, hosts=hosts, token=token)],
             exception_handlers=dict(HANDLERS),
         )
 

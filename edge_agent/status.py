@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import httpx2
 from rich.console import Console
 from rich.table import Table
 
-from edge_agent.errors import NotEnrolledError
+from edge_agent.api_gate import read_token
+from edge_agent.api_listener import Address
+from edge_agent.errors import NotEnrolledError, UserError
 from edge_agent.state_dir import StateDir
 
 _BUSINESS_LIMITS = {
@@ -35,10 +38,12 @@ def read_status(state_dir: StateDir) -> dict[str, Any]:
 
 
 def _ask(state_dir: StateDir) -> dict[str, Any] | None:
-    with suppress(OSError, ValueError, KeyError, httpx2.HTTPError):
-        url = json.loads(state_dir.api.read_bytes())["url"]
-        answer = httpx2.get(f"{url}/socle/status", timeout=5.0, trust_env=False)
-        document = answer.raise_for_status().json()
+    with suppress(OSError, ValueError, TypeError, UserError, httpx2.HTTPError):
+        address = Address(**json.loads(state_dir.api.read_bytes()))
+        token = read_token(Path(address.token_file)) if address.token_file else None
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        with httpx2.Client(transport=httpx2.HTTPTransport(uds=address.socket, trust_env=False), timeout=5.0) as client:
+            document = client.get(f"{address.url}/socle/status", headers=headers).raise_for_status().json()
         return document if isinstance(document, dict) else None
     return None
 

@@ -70,7 +70,7 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Agen
 
 @pytest.fixture
 async def client(served: AgentRun) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(base_url=f"{served.daemon.api_url}/v1", api_key="none", max_retries=0) as opened:
+    async with openai.AsyncOpenAI(base_url=f"{served.daemon.api.url}/v1", api_key="none", max_retries=0) as opened:
         yield opened
 
 

@@ -11,6 +11,7 @@ import pytest
 from tests.simulators.agent_run import AgentRun
 
 pytestmark = pytest.mark.anyio
+JSON = {"Content-Type": "application/json"}
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -67,8 +68,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str | None, str | None]] = {
 
 async def ask(served: AgentRun, path: str, body: dict[str, Any]) -> httpx2.Response:
     """The client library writes no infinity, others may."""
-    headers = {"Content-Type": "application/json"}
-    return await served.api.post(path, content=json.dumps(body).replace("Infinity", "1e999"), headers=headers)
+    return await served.api.post(path, content=json.dumps(body).replace("Infinity", "1e999"), headers=JSON)
 
 
 @pytest.mark.parametrize("way", ["whole", "stream"])
@@ -92,7 +92,7 @@ BODIES = {"not JSON": (b"{", 400), "no object": (b"[]", 400), "too large": (b" "
 
 async def test_bad_bodies(served: AgentRun) -> None:
     for name, (body, status) in BODIES.items():
-        answer = await served.api.post("/v1/chat/completions", content=body)
+        answer = await served.api.post("/v1/chat/completions", content=body, headers=JSON)
         assert (answer.status_code, answer.json()["error"]["type"]) == (status, "invalid_request_error"), name
 
 
@@ -115,5 +115,5 @@ async def test_refused_prompts(served: AgentRun) -> None:
 
 async def test_what_cannot_be_written_as_text_is_quoted(served: AgentRun) -> None:
     for body in ('{"\\ud800": 1}', '{"model": "\\ud800", "prompt": "a"}', '{"model": "m", "prompt": "\\udfff"}'):
-        answer = await served.api.post("/v1/completions", content=body, headers={"Content-Type": "application/json"})
+        answer = await served.api.post("/v1/completions", content=body, headers=JSON)
         assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error"), body

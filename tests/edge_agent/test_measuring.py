@@ -24,7 +24,7 @@ async def test_what_was_answered_is_measured(fleet, catalogue, tmp_path: Path) -
     fleet.want(catalogue.base(), catalogue.adapter("home", "home 1"))
     async with (
         running_agent(tmp_path / "state", fleet) as agent,
-        openai.AsyncOpenAI(base_url=f"{agent.daemon.api_url}/v1", api_key="none", max_retries=0) as client,
+        openai.AsyncOpenAI(base_url=f"{agent.daemon.api.url}/v1", api_key="none", max_retries=0) as client,
     ):
         await agent.until_serving(1)
         await client.chat.completions.create(model="home", messages=HELLO)

@@ -123,8 +123,9 @@ async def _running(daemon: Daemon, directory: StateDir) -> AsyncIterator[AgentRu
     async with httpx2.AsyncClient(timeout=30.0, trust_env=False) as api:
         agent = AgentRun(daemon, components.updater, components.host, directory, task, api, states)
         try:
-            await agent.until(lambda: daemon.api_url)
-            api.base_url = httpx2.URL(daemon.api_url)
+            await agent.until(lambda: daemon.api)
+            assert daemon.api is not None
+            api.base_url = httpx2.URL(daemon.api.url)
             yield agent
         finally:
             task.cancel()

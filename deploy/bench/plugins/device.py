@@ -19,7 +19,7 @@ import uvicorn
 from deploy.bench.plugins.models import Models
 from edge_agent.engine_child import ChildSettings
 from edge_agent.host import Host, HostSettings
-from edge_agent.local_api import LocalApi, allowed_hosts
+from edge_agent.local_api import LocalApi
 from edge_agent.protocol import DesiredState, ReleaseRef
 from edge_agent.quarantine import Quarantine
 from edge_agent.recorder import Recorder
@@ -82,7 +82,7 @@ async def device(
         )
         host.start(_desired(models, adapters))
         telemetry = Telemetry(Spool(state / "spool", max_bytes=1 << 30), "bench")
-        app = LocalApi(host, Recorder(telemetry), dict).app(allowed_hosts=allowed_hosts("127.0.0.1"))
+        app = LocalApi(host, Recorder(telemetry), dict).app(hosts=None)
         async with (
             _served_on_loopback(app) as url,
             httpx2.AsyncClient(
