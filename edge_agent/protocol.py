@@ -7,7 +7,8 @@ PROTOCOL number. Standard library only (and the two doors of `engine`).
     POST /device/v1/enrol                      EnrolRequest   -> EnrolResponse         (one-time token)
     GET  /device/v1/desired                                   -> DesiredState | 304    (ETag, Socle-Poll-After)
     GET  /device/v1/releases/{digest}                         -> manifest.json of the release
-    GET  /device/v1/files/{sha256}                            -> bytes, single ranges
+    GET  /device/v1/releases/{digest}/index                   -> its chunk index, see `engine.chunk_index`
+    GET  /device/v1/files/{sha256}                            -> bytes of a file or object, single ranges
     POST /device/v1/report                     DeviceReport   -> 204
     POST /device/v1/telemetry                  TelemetryBatch -> 204                   (gzip, idempotent by batch id)
 

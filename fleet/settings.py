@@ -234,7 +234,8 @@ if CELERY_BROKER_URL.startswith("filesystem:"):
 # Converting a model takes minutes. A worker serves both queues unless told otherwise (-Q), and with more than one
 # thread or process rollouts never wait for a conversion.
 CELERY_TASK_QUEUES = [Queue(name, Exchange(name), routing_key=name) for name in ("celery", "conversion")]
-CELERY_TASK_ROUTES = {"registry.tasks.process_publication": {"queue": "conversion"}}
+_LONG_TASKS = ("process_publication", "make_index")
+CELERY_TASK_ROUTES = {f"registry.tasks.{name}": {"queue": "conversion"} for name in _LONG_TASKS}
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_TASK_ALWAYS_EAGER = TESTING
 CELERY_TASK_EAGER_PROPAGATES = True

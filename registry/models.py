@@ -54,7 +54,8 @@ class Artifact(models.Model):
 class Release(models.Model):
     """An immutable version of an artifact: the exact bytes of its manifest, and the files that it lists.
 
-    `digest` is the SHA-256 of `manifest`. Two versions with the same content have the same digest.
+    `digest` is the SHA-256 of `manifest`. Two versions with the same content have the same digest. `index_sha256` names
+    the blob with the chunk index; "" as long as there is none, which is so for releases from before there were indexes.
     """
 
     artifact = models.ForeignKey(Artifact, on_delete=models.PROTECT, related_name="releases")
@@ -63,6 +64,7 @@ class Release(models.Model):
     is_prerelease = models.BooleanField(default=False, editable=False)
     digest = models.CharField(max_length=64, db_index=True)
     manifest = models.BinaryField()
+    index_sha256 = models.CharField(max_length=64, blank=True, default="")
     size_bytes = models.PositiveBigIntegerField()
     base = models.ForeignKey("self", on_delete=models.PROTECT, null=True, blank=True, related_name="adapters")
     state = models.CharField(max_length=16, choices=ReleaseState, default=ReleaseState.PUBLISHED)
@@ -103,12 +105,17 @@ class Release(models.Model):
 
 
 class ReleaseFile(models.Model):
-    """One file of a release, without the manifest; its bytes are the blob of that SHA-256."""
+    """One file of a release, without the manifest; its bytes are the blob of that SHA-256.
+
+    The object is what the chunk index points into: the same blob, or one with packed chunks. "" and 0 without an index.
+    """
 
     release = models.ForeignKey(Release, on_delete=models.CASCADE, related_name="files")
     path = models.CharField(max_length=128)
     sha256 = models.CharField(max_length=64, db_index=True)
     size_bytes = models.PositiveBigIntegerField()
+    object_sha256 = models.CharField(max_length=64, blank=True, default="", db_index=True)
+    object_size_bytes = models.PositiveBigIntegerField(default=0)
 
     class Meta:
         ordering = ["path"]

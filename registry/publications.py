@@ -17,6 +17,8 @@ from django.db.models import F, QuerySet
 from django.utils import timezone
 
 from engine.artifact import MANIFEST_NAME, FileEntry, Manifest, read_manifest
+from registry import indexes
+from registry.chunking import IndexedBundle
 from registry.errors import DuplicateVersionError, KindConflictError, RegistryError
 from registry.models import Artifact, Publication, Release, ReleaseFile, Upload
 from registry.report import describe
@@ -87,8 +89,11 @@ def begin_conversion(*, claim: Claim) -> None:
     _change(claim, state=PublicationState.CONVERTING, step="converting")
 
 
-def publish(*, claim: Claim, bundle: Path) -> Release:
-    """Make the release: its files become blobs and its rows appear, at once. Raises `SupersededError`."""
+def publish(*, claim: Claim, bundle: Path, indexed: IndexedBundle | None = None) -> Release:
+    """Make the release: its files and its index become blobs and its rows appear, at once. Raises `SupersededError`.
+
+    Without an index, one is made when a device first asks for it.
+    """
     manifest, digest = read_manifest(bundle)
     store = blob_store()
     with store.locked(), transaction.atomic():
@@ -98,6 +103,8 @@ def publish(*, claim: Claim, bundle: Path) -> Release:
         for entry in manifest.files:
             store.adopt(bundle / entry.path, entry.sha256)
         release = _create_release(publication, manifest, digest, (bundle / MANIFEST_NAME).read_bytes())
+        if indexed is not None:
+            indexes.attach(store=store, indexed=indexed)
         _finish(_held(claim), PublicationState.PUBLISHED, step="published", progress=1.0, release=release)
     return release
 

@@ -17,17 +17,18 @@ import structlog
 from celery.exceptions import SoftTimeLimitExceeded
 from django.conf import settings
 
-from engine.artifact import MANIFEST_NAME, check_fits, read_adapter, read_base
+from engine.artifact import check_fits, read_adapter, read_base
 from engine.convert import convert_adapter, convert_base
 from engine.errors import InvalidInputError
 from registry import publications
 from registry.archives import Limits, unpack
+from registry.chunking import index_bundle
 from registry.errors import RegistryError
 from registry.garbage import collect_garbage, staging_name
 from registry.heartbeat import heartbeat
-from registry.models import ArtifactKind, Publication, Release
+from registry.indexes import lay_out
+from registry.models import ArtifactKind, Publication
 from registry.publications import Claim, SupersededError
-from registry.queries import manifest_bytes, release_files
 from registry.storage import blob_store, remove_tree, sync_file
 
 Progress = Callable[[str, float], None]
@@ -88,7 +89,7 @@ def _unpack_convert_publish(claim: Claim, scratch: Path) -> None:
     publications.advance(claim=claim, step="storing", progress=_CONVERTED_SHARE)
     for path in bundle.iterdir():
         sync_file(path)
-    release = publications.publish(claim=claim, bundle=bundle)
+    release = publications.publish(claim=claim, bundle=bundle, indexed=index_bundle(bundle, scratch / "objects"))
     _log.info("publication.published", publication=str(publication.pk), release=release.pk, digest=release.digest)
 
 
@@ -106,19 +107,10 @@ def _convert(publication: Publication, source: Path, scratch: Path, on_progress:
     if publication.kind == ArtifactKind.BASE or publication.base is None:
         convert_base(source, bundle, on_progress=on_progress)
         return bundle
-    base_bundle = _lay_out(publication.base, scratch / "base")
+    base_bundle = lay_out(publication.base, scratch / "base")
     convert_adapter(source, base_bundle, bundle, on_progress=on_progress)
     check_fits(read_adapter(bundle)[0], *read_base(base_bundle))
     return bundle
-
-
-def _lay_out(release: Release, directory: Path) -> Path:
-    """A release as a bundle directory, without copying: its files are links to blobs."""
-    directory.mkdir()
-    for entry in release_files(release):
-        (directory / entry.path).hardlink_to(blob_store().path(entry.sha256))
-    (directory / MANIFEST_NAME).write_bytes(manifest_bytes(release))
-    return directory
 
 
 @contextmanager

@@ -102,6 +102,15 @@ def release_files(release: Release) -> QuerySet[ReleaseFile]:
     return release.files.order_by("path")
 
 
+def named_blobs() -> set[str]:
+    """The SHA-256 of every blob that a release needs: its files, their packed objects, its index."""
+    named: set[str] = set()
+    for sha256s in ReleaseFile.objects.values_list("sha256", "object_sha256").distinct():
+        named.update(sha256s)
+    named.update(Release.objects.values_list("index_sha256", flat=True).distinct())
+    return named - {""}
+
+
 def artifacts(*, kind: str | None = None, search: str = "") -> QuerySet[Artifact]:
     """Artifacts by name, each with `num_releases`, `newest_version` (None if all are yanked) and its aliases."""
     published = Release.objects.filter(artifact=OuterRef("pk"), state=ReleaseState.PUBLISHED)

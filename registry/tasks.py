@@ -8,10 +8,12 @@ from __future__ import annotations
 from uuid import UUID
 
 from celery import shared_task
+from django.core.cache import cache
 from django.utils import timezone
 
-from registry import publications, publishing
+from registry import indexes, publications, publishing
 from registry.garbage import collect_garbage as collect
+from registry.models import Release
 
 SOFT_TIME_LIMIT_S = 3300
 TIME_LIMIT_S = 3400
@@ -23,6 +25,20 @@ MESSAGE_LIFETIME_S = 60
 def process_publication(publication_id: str) -> None:
     """Unpack, convert and publish, if the publication is queued."""
     publishing.process(UUID(publication_id))
+
+
+@shared_task(acks_late=True, ignore_result=True, soft_time_limit=SOFT_TIME_LIMIT_S, time_limit=TIME_LIMIT_S)
+def make_index(digest: str) -> None:
+    """Make the chunk index of a release that has none yet."""
+    release = Release.objects.filter(digest=digest).first()
+    if release is not None:
+        indexes.ensure_index(release)
+
+
+def send_for_index(digest: str) -> None:
+    """Tell a worker that somebody waits for this release's index; once a minute is enough."""
+    if cache.add(f"index:{digest}", 1, timeout=MESSAGE_LIFETIME_S):
+        make_index.apply_async((digest,), expires=MESSAGE_LIFETIME_S)
 
 
 def send_to_worker(publication_id: UUID) -> None:

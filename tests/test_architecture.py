@@ -30,7 +30,7 @@ CONVERSION_READS = {
     "engine.tensor_file",
     "engine.tokenizer",
 }
-DOORS = {"engine.artifact", "engine.distribution", "engine.errors", "engine.strict_json"}
+DOORS = {"engine.artifact", "engine.chunk_index", "engine.distribution", "engine.errors", "engine.strict_json"}
 
 
 def modules(package: str) -> Iterator[tuple[str, Path]]:
@@ -120,7 +120,10 @@ def test_conversion_does_not_reach_the_runtime() -> None:
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [
-        ("registry", ("engine.artifact", "engine.convert", "engine.errors", "engine.strict_json")),
+        (
+            "registry",
+            ("engine.artifact", "engine.chunk_index", "engine.convert", "engine.errors", "engine.strict_json"),
+        ),
         ("fleet", ("engine.artifact", "engine.errors", "engine.strict_json", "edge_agent.protocol")),
     ],
 )

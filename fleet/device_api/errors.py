@@ -77,6 +77,15 @@ class RangeNotSatisfiableError(ApiError):
     default_hint = "Content-Range of this answer has the file's size."
 
 
+class IndexPendingError(ApiError):
+    """The release is older than chunk indexes are; a worker makes one now."""
+
+    code = "index_pending"
+    status = 503
+    title = "The index is being made"
+    default_hint = "Ask again after the time that Retry-After names."
+
+
 class BlobMissingError(ApiError):
     """A release names bytes that the store does not have: the server's disk is damaged."""
 

@@ -8,6 +8,7 @@ urlpatterns = [
     path("enrol", views.enrol),
     path("desired", views.desired),
     re_path(r"^releases/(?P<digest>[0-9a-f]{64})$", views.release),
+    re_path(r"^releases/(?P<digest>[0-9a-f]{64})/index$", views.release_index),
     re_path(r"^files/(?P<sha256>[0-9a-f]{64})$", views.file),
     path("report", views.report),
     path("telemetry", views.telemetry_batch),

@@ -18,6 +18,7 @@ from fleet.device_api.bodies import read_record
 from fleet.device_api.errors import (
     BlobMissingError,
     BodyTooLargeError,
+    IndexPendingError,
     MethodRefusedError,
     NotDesiredError,
     WrongDeviceError,
@@ -36,10 +37,12 @@ from registry.errors import ApiError
 from registry.models import Release, ReleaseFile
 from registry.queries import manifest_bytes
 from registry.storage import blob_store
+from registry.tasks import send_for_index
 
 _MAX_ENROL_BYTES = 16 << 10
 _MAX_REPORT_BYTES = 256 << 10
 _JITTER = 0.2
+_INDEX_TAKES_S = 5
 
 View = Callable[..., HttpResponseBase]
 
@@ -102,15 +105,36 @@ def release(request: HttpRequest, *, digest: str) -> HttpResponseBase:
     return HttpResponse(manifest_bytes(found), content_type="application/json", headers=headers)
 
 
+@device_view("GET")
+def release_index(request: HttpRequest, *, digest: str) -> HttpResponseBase:
+    """The chunk index's exact bytes; 503 while one is made for an old release."""
+    device = authenticate(request)
+    found = Release.objects.filter(_desired_by(device), digest=digest).first()
+    if found is None:
+        raise NotDesiredError(f"This device shall not have the release {digest[:12]}.")
+    if not found.index_sha256:
+        send_for_index(digest)
+        raise IndexPendingError("This release has no index yet.", headers={"Retry-After": str(_INDEX_TAKES_S)})
+    return _answer_blob(request, found.index_sha256, None)
+
+
 @device_view("GET", "HEAD")
 def file(request: HttpRequest, *, sha256: str) -> HttpResponseBase:
-    """The bytes of a file of a release that the device shall have."""
+    """The bytes of a file of a release that the device shall have, or of the object that its index names."""
     device = authenticate(request)
-    found = ReleaseFile.objects.filter(_desired_by(device, "release__"), sha256=sha256).first()
+    named = Q(sha256=sha256) | Q(object_sha256=sha256)
+    found = ReleaseFile.objects.filter(_desired_by(device, "release__"), named).first()
     if found is None:
         raise NotDesiredError(f"This device shall not have the file {sha256[:12]}.")
+    return _answer_blob(request, sha256, found.size_bytes if found.sha256 == sha256 else found.object_size_bytes)
+
+
+def _answer_blob(request: HttpRequest, sha256: str, size_bytes: int | None) -> HttpResponseBase:
+    """A blob or a range of it; without a known size it is looked up."""
+    store = blob_store()
     try:
-        return answer_file(request, sha256=sha256, path=blob_store().path(sha256), size_bytes=found.size_bytes)
+        size_bytes = store.size(sha256) if size_bytes is None else size_bytes
+        return answer_file(request, sha256=sha256, path=store.path(sha256), size_bytes=size_bytes)
     except FileNotFoundError as error:
         raise BlobMissingError(f"The file {sha256[:12]} is not on the server's disk.") from error
 

@@ -10,6 +10,8 @@ from django.test import AsyncClient
 from django.test.utils import CaptureQueriesContext
 
 from fleet.device_api.ranges import Span, parse_range
+from registry.indexes import ensure_index
+from registry.models import Release, ReleaseFile
 from registry.storage import blob_store
 
 CONTENT = bytes(range(256)) * 4096  # four pieces
@@ -158,3 +160,34 @@ def test_a_manifest_comes_byte_for_byte(device: Any) -> None:
     response = device.call("GET", f"releases/{digest}")
     assert hashlib.sha256(response.content).hexdigest() == digest
     assert device.call("GET", f"releases/{'0' * 64}").status_code == 403
+
+
+def test_an_index_comes_byte_for_byte_and_never_again(device: Any) -> None:
+    release = Release.objects.get()
+    path, data = f"releases/{release.digest}/index", ensure_index(release)
+    response = device.call("GET", path)
+    assert (response.status_code, body_of(response)) == (200, data)
+    assert "immutable" in response.headers["Cache-Control"]
+    assert device.call("GET", path, headers={"If-None-Match": response.headers["ETag"]}).status_code == 304
+
+
+def test_an_old_release_gets_its_index_when_it_is_asked_for(device: Any) -> None:
+    path = f"releases/{device.desired().base.digest}/index"
+    response = device.call("GET", path)
+    assert (response.status_code, response.json()["code"]) == (503, "index_pending")
+    assert int(response.headers["Retry-After"]) > 0
+    assert device.call("GET", path).status_code == 200
+
+
+def test_the_object_that_an_index_names_is_served(device: Any) -> None:
+    ensure_index(Release.objects.get())
+    row = ReleaseFile.objects.get()
+    assert row.object_sha256 != SHA256
+    packed = body_of(device.call("GET", f"files/{row.object_sha256}"))
+    assert (hashlib.sha256(packed).hexdigest(), len(packed)) == (row.object_sha256, row.object_size_bytes)
+    assert body_of(device.call("GET", PATH)) == CONTENT
+
+
+def test_an_index_that_the_device_shall_not_have(enrolled: Any, device: Any) -> None:
+    response = enrolled("stranger").call("GET", f"releases/{device.desired().base.digest}/index")
+    assert (response.status_code, response.json()["code"]) == (403, "not_desired")

@@ -16,8 +16,9 @@ from django.utils import timezone
 
 from registry import publications, publishing, tasks
 from registry.heartbeat import heartbeat
-from registry.models import Publication, Release, ReleaseFile, Upload
+from registry.models import Publication, Release, Upload
 from registry.publications import MAX_ATTEMPTS, STALLED_AFTER, SupersededError
+from registry.queries import named_blobs
 from registry.states import TRANSITIONS, PublicationState, sources
 from tests.registry.releases import put_base
 from tests.registry.sources import adapter_files, tar_of
@@ -75,8 +76,8 @@ def assert_published_and_clean(publication: Publication, stored) -> None:
 
 
 def assert_clean(stored) -> None:
-    """Nothing lies in the store but the releases' files."""
-    assert {name.rsplit("/", 1)[-1] for name in stored()} == set(ReleaseFile.objects.values_list("sha256", flat=True))
+    """Nothing lies in the store but the releases' files, objects and indexes."""
+    assert {name.rsplit("/", 1)[-1] for name in stored()} == named_blobs()
     assert not Upload.objects.exists()
 
 

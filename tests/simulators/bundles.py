@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engine.artifact import (
     ADAPTER_WEIGHTS,
     BASE_WEIGHTS,
@@ -20,6 +22,7 @@ from engine.artifact import (
     read_base,
     write_manifest,
 )
+from engine.tensor_file import TensorSpec, write_tensor_file
 
 ARCHITECTURE = Architecture(
     family="qwen3",
@@ -45,14 +48,23 @@ def payload(tag: str, size_bytes: int) -> bytes:
     return head + hashlib.shake_256(head).digest(max(size_bytes - len(head), 0))
 
 
-def make_base(directory: Path, tag: str, *, size_bytes: int = 1000) -> str:
-    """A base bundle; returns its digest. `tag` is what the scripted engine answers with."""
+def make_base(directory: Path, tag: str, *, size_bytes: int = 1000, tensors: Mapping[str, bytes] | None = None) -> str:
+    """A base bundle; returns its digest. `tag` is what the scripted engine answers with, unless tensors are given."""
     directory.mkdir(parents=True)
-    (directory / BASE_WEIGHTS).write_bytes(payload(tag, size_bytes))
+    if tensors is None:
+        (directory / BASE_WEIGHTS).write_bytes(payload(tag, size_bytes))
+    else:
+        write_tensors(directory / BASE_WEIGHTS, tensors)
     (directory / "tokenizer.json").write_bytes(b"{}")
     info = TokenizerInfo("0" * 64, "1" * 64, eos_token_ids=(1,))
     files = describe_files(directory, [BASE_WEIGHTS, "tokenizer.json"])
     return write_manifest(directory, BaseManifest(ARCHITECTURE, info, "int4", files))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, bytes]) -> None:
+    """A safetensors file of these bytes."""
+    specs = [TensorSpec(name, "U8", (len(data),)) for name, data in tensors.items()]
+    write_tensor_file(path, specs, lambda name: np.frombuffer(tensors[name], np.uint8))
 
 
 def make_adapter(
