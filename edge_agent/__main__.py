@@ -68,12 +68,15 @@ def run(  # noqa: PLR0913, PLR0917 - a command line has as many options as it ne
     api_token_file: Annotated[
         Path | None, typer.Option(help="File with a token that the local API asks for; mode 600.")
     ] = None,
+    local_adapters: Annotated[  # noqa: FBT002 - a flag
+        bool, typer.Option("--local-adapters", help="Let the local API load adapters in development from directories.")
+    ] = False,
     log_format: Annotated[str | None, typer.Option(help="text or json.")] = None,
 ) -> None:
     """Run the agent until it is stopped; enrols the device first if it isn't yet."""
     given = {"state_dir": state_dir, "server": server, "token": token, "name": name}
     api = {"api_port": api_port, "api_socket": api_socket, "api_token_file": api_token_file}
-    config = _load({**given, **api, "log_format": log_format})
+    config = _load({**given, **api, "local_adapters": local_adapters or None, "log_format": log_format})
     _run_to_end(_serve(config))
 
 

@@ -45,6 +45,8 @@ class AgentConfig(BaseSettings):
     """A Unix socket to listen on instead of a port."""
     api_token_file: Path | None = None
     """Who asks the local API must send the token in this file."""
+    local_adapters: bool = False
+    """Whether the local API may load adapters from directories of this device."""
     log_format: Literal["text", "json"] = "text"
 
     engine: dict[str, Any] = Field(default_factory=dict)

@@ -28,6 +28,7 @@ from edge_agent.engine_wire import Heartbeat
 from edge_agent.errors import AgentError, FinalError, TransientError
 from edge_agent.host import Host
 from edge_agent.journal import replace_file
+from edge_agent.local_adapters import LocalAdapters
 from edge_agent.local_api import LocalApi
 from edge_agent.protocol import DesiredState, DeviceReport
 from edge_agent.recorder import Recorder
@@ -173,9 +174,10 @@ class Daemon:
         )
         token_file = str(config.api_token_file.absolute()) if config.api_token_file else None
         self.api = replace(listener.address, token_file=token_file)
-        app = LocalApi(self.components.host, self.components.recorder, self.status).app(
-            hosts=listener.hosts, token=token
-        )
+        host, store = self.components.host, self.components.store
+        local = LocalAdapters(host, store, self._state_dir.local_adapters) if config.local_adapters else None
+        api = LocalApi(host, self.components.recorder, self.status, local)
+        app = api.app(hosts=listener.hosts, token=token)
         tasks.create_task(_serve_api(app, listener))
         replace_file(self._state_dir.api, json.dumps(self.api.as_document()).encode())
         log.info("api.listening", address=str(self.api))

@@ -188,6 +188,13 @@ class Host:
         await asyncio.gather(*self._background, return_exceptions=True)
         await asyncio.gather(*(child.stop() for child in self._children))
 
+    def exchange_models(self, served: Served) -> None:
+        """Serve other models on the process that serves; adapters that none of them names any more are unloaded."""
+        assert self._served is not None
+        assert served.child is self._served.child
+        self._exchange(served)
+        self._spawn(self._tidy(served.child))
+
     def digests_in_use(self) -> set[str]:
         """Releases whose files an engine process may still read, those on their way out included."""
         return {digest for child in self._children for digest in child.releases_in_use}

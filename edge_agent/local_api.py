@@ -1,7 +1,7 @@
 """The device's own OpenAI-compatible API: `model` names an adapter, or the base for the bare base.
 
     POST /v1/chat/completions   POST /v1/completions   GET /v1/models   GET /v1/models/{name}
-    GET /health   GET /metrics   GET /socle/status
+    POST /v1/load_lora_adapter   POST /v1/unload_lora_adapter   GET /health   GET /metrics   GET /socle/status
 
 Turns documents into requests to the host and pieces into documents; knows nothing of updates. A client that goes away
 ends its request. Errors have OpenAI's form; what is worth trying again comes as 503 with Retry-After.
@@ -13,12 +13,13 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import closing
+from pathlib import Path
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -28,7 +29,9 @@ from edge_agent.api_gate import Gate
 from edge_agent.choices import Addition, Reply
 from edge_agent.errors import AgentError
 from edge_agent.host import Host
-from edge_agent.openai_requests import Asked, parse_chat, parse_completion
+from edge_agent.local_adapters import LocalAdapters
+from edge_agent.openai_bodies import LoadAdapterBody, UnloadAdapterBody
+from edge_agent.openai_requests import Asked, parse_body, parse_chat, parse_completion
 from edge_agent.recorder import Recorder, outcome_of
 
 MAX_BODY_BYTES = 8 << 20
@@ -54,7 +57,15 @@ class EventStream(StreamingResponse):
 class LocalApi:
     """The routes and what they need."""
 
-    def __init__(self, host: Host, recorder: Recorder, status: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        host: Host,
+        recorder: Recorder,
+        status: Callable[[], Mapping[str, Any]],
+        local_adapters: LocalAdapters | None = None,
+    ) -> None:
+        """`local_adapters`: None if adapters may not be loaded from directories."""
+        self._local_adapters = local_adapters
         self._host = host
         self._recorder = recorder
         self._status = status
@@ -67,6 +78,8 @@ class LocalApi:
                 Route("/v1/completions", self.completions, methods=["POST"]),
                 Route("/v1/models", self.models),
                 Route("/v1/models/{name}", self.model),
+                Route("/v1/load_lora_adapter", self.load_adapter, methods=["POST"]),
+                Route("/v1/unload_lora_adapter", self.unload_adapter, methods=["POST"]),
                 Route("/health", self.health),
                 Route("/metrics", self.metrics),
                 Route("/socle/status", self.status),
@@ -95,6 +108,26 @@ class LocalApi:
         if served is None or name not in served.models:
             raise _unknown_model(name)
         return JSONResponse(forms.model_document(served.models[name], int(served.since_s)))
+
+    async def load_adapter(self, request: Request) -> Response:
+        """`POST /v1/load_lora_adapter`, for adapters in development."""
+        adapters = self._allowed_local_adapters()
+        body = parse_body(LoadAdapterBody, await _body(request))
+        await adapters.load(body.lora_name, Path(body.lora_path), in_place=body.load_inplace)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+    async def unload_adapter(self, request: Request) -> Response:
+        """`POST /v1/unload_lora_adapter`."""
+        adapters = self._allowed_local_adapters()
+        body = parse_body(UnloadAdapterBody, await _body(request))
+        adapters.unload(body.lora_name)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+
+    def _allowed_local_adapters(self) -> LocalAdapters:
+        if self._local_adapters is None:
+            message = "adapters are rolled out to this device; for some in development start it with --local-adapters"
+            raise BadRequestError(message, code="disabled", status=403)
+        return self._local_adapters
 
     async def health(self, _request: Request) -> Response:
         """200 if requests are answered, else 503."""

@@ -12,9 +12,10 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from edge_agent.business import SamplingOptions
-from engine.sampling import MAX_LOGPROBS
 
 MOST_ANSWERS: Final = 128
+MOST_LOGPROBS: Final = 20
+"""As many as the engine names; its own module would bring numpy into the agent's process."""
 
 IDLE_FIELDS: Final[Mapping[str, tuple[Any, ...]]] = {
     "best_of": (1,),
@@ -127,7 +128,7 @@ class ChatBody(AnswerBody):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool = True
     logprobs: bool = False
-    top_logprobs: int = Field(default=0, ge=0, le=MAX_LOGPROBS)
+    top_logprobs: int = Field(default=0, ge=0, le=MOST_LOGPROBS)
 
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1)]
@@ -137,4 +138,18 @@ class CompletionBody(AnswerBody):
     """`POST /v1/completions`. Prompts are texts or the tokens themselves."""
 
     prompt: str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
-    logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
+
+
+class LoadAdapterBody(Body):
+    """`POST /v1/load_lora_adapter`: the bundle or PEFT directory at this path, as the model of this name."""
+
+    lora_name: Annotated[str, Field(pattern=r"^[^/\s]{1,100}$")]
+    lora_path: Annotated[str, Field(min_length=1, max_length=4000)]
+    load_inplace: bool = False
+
+
+class UnloadAdapterBody(Body):
+    """`POST /v1/unload_lora_adapter`."""
+
+    lora_name: str

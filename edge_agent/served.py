@@ -34,8 +34,9 @@ class Served:
 
     @property
     def adapters(self) -> frozenset[str]:
-        """Digests of the set's adapters."""
-        return frozenset(ref.digest for ref in self.desired.adapters)
+        """Digests of the set's adapters, and of those in development beside it."""
+        beside = (model.adapter for model in self.models.values() if model.adapter)
+        return frozenset((*(ref.digest for ref in self.desired.adapters), *beside))
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,11 @@ class StateDir:
         return self.root / "prompt-cache"
 
     @property
+    def local_adapters(self) -> Path:
+        """Bundles of adapters in development."""
+        return self.root / "local-adapters"
+
+    @property
     def spool(self) -> Path:
         """Telemetry that waits to be sent."""
         return self.root / "spool"
