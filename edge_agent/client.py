@@ -6,6 +6,7 @@ Takes and gives records of `edge_agent.protocol` and bytes; raises `TransientErr
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
 import json
 import re
@@ -47,6 +48,14 @@ class FileStream:
     chunks: AsyncIterator[bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How slow an answer may come: `grace_s` for nothing, and a second more for so many bytes."""
+
+    grace_s: float
+    min_bytes_per_s: int
+
+
 class FleetClient:
     """Calls `/device/v1/` of one server."""
 
@@ -82,6 +91,33 @@ class FleetClient:
             headers["Range"] = f"bytes={start}-"
         async with self._answer("GET", f"files/{sha256}", b"", headers) as answer:
             yield FileStream(_start_of(answer, start, size_bytes), _chunks(answer))
+
+    @property
+    def metadata_url(self) -> str:
+        """Where the TUF metadata lies."""
+        return str(self._base.join("trust/metadata/"))
+
+    @property
+    def targets_url(self) -> str:
+        """Where the TUF targets lie."""
+        return str(self._base.join("trust/targets/"))
+
+    async def small_file(self, url: str, *, limit_bytes: int, patience: Patience) -> bytes:
+        """A file of at most so many bytes, not verified yet; codes `endless_data` and `slow_retrieval` say what hurt.
+
+        Taken as it travels: what a server packs is not unpacked here.
+        """
+        headers, body = {"Accept-Encoding": "identity"}, bytearray()
+        try:
+            async with asyncio.timeout(patience.grace_s) as limit, self._answer("GET", url, b"", headers) as answer:
+                async for chunk in answer.aiter_raw():
+                    body += chunk
+                    if len(body) > limit_bytes:
+                        raise UnavailableError(f"{url} is longer than {limit_bytes} bytes", code="endless_data")
+                    limit.reschedule((limit.when() or 0.0) + len(chunk) / patience.min_bytes_per_s)
+        except TimeoutError as error:
+            raise UnavailableError(f"{url} comes in too slowly", code="slow_retrieval") from error
+        return bytes(body)
 
     async def report(self, report: protocol.DeviceReport) -> None:
         """Say what the device has."""

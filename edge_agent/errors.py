@@ -80,6 +80,15 @@ class UnavailableError(TransientError):
     code = "server_unavailable"
 
 
+class UntrustedError(TransientError):
+    """Metadata that does not verify, or could not be had: nothing is taken from this server now.
+
+    The code names the attack that it would be if it were one. Not final: a lying mirror may go away.
+    """
+
+    code = "untrusted"
+
+
 class EngineGoneError(TransientError):
     """The engine process died or was stopped while it owed an answer."""
 
@@ -112,6 +121,12 @@ class RefusedError(FinalError):
     def __init__(self, detail: str, *, status: int, code: str | None = None) -> None:
         super().__init__(detail, code=code, evidence={"status": str(status)})
         self.status = status
+
+
+class RefusedReleaseError(FinalError):
+    """The metadata is good, and it does not vouch for this release as the desired state names it."""
+
+    code = "release_not_signed"
 
 
 class AdmissionError(FinalError):

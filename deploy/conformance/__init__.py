@@ -1,0 +1,1 @@
+"""The agent's TUF client behind the command line that theupdateframework/tuf-conformance drives."""
