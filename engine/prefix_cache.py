@@ -309,11 +309,8 @@ class PrefixCache:
         del self._recent[node]
         business = self._businesses[node.scope.business]
         self._ledger.release(Kind.PREFIX_CACHE, self._backend.block_bytes, business)
-        gone: Node | None = node
-        while gone is not None and gone.block is None and not gone.is_stored and not gone.children:
-            parent = gone.parent
-            self._unhang(gone)
-            gone = parent
+        if not node.is_stored and not node.children:
+            self._unhang(node)
 
     def _forget_tree(self, node: Node) -> None:
         """A node and what follows it; nobody holds them."""

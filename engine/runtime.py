@@ -26,7 +26,7 @@ from engine.ledger import Kind
 from engine.limits import intake_limits, open_ledger, open_tier, scheduler_limits
 from engine.metrics import EngineStats, Memory, Metrics, process_memory
 from engine.prefix_cache import PrefixCache, Scope
-from engine.resident import resident_bytes
+from engine.resident import process_bytes, resident_bytes
 from engine.sampling import SamplingParams, TokenLogprobs
 from engine.scheduler import Admission, Batch, Scheduler
 from engine.sequence import FinishReason, Output, Request, Sequence
@@ -60,7 +60,7 @@ class Engine:
         process_bytes: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`process_bytes`: what the process took before the base was opened."""
+        """`process_bytes`: what interpreter and libraries take."""
         self.config = config
         self.base = base
         self.tokenizer = base.tokenizer
@@ -93,10 +93,10 @@ class Engine:
         if config.verify_files:
             verify_files(bundle, manifest)
         tokenizer = Tokenizer.open(bundle)
-        process_bytes, _ = process_memory()
+        before_bytes, _ = process_memory()
         backend = open_backend(bundle, config)
         base = Base(manifest, digest, tokenizer, bundle)
-        return cls(config, base=base, backend=backend, process_bytes=process_bytes)
+        return cls(config, base=base, backend=backend, process_bytes=process_bytes(before_bytes, backend, bundle))
 
     @property
     def base_digest(self) -> str:
@@ -233,14 +233,9 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """What was counted so far, and the memory in use now."""
-        pss_bytes, anonymous_bytes = process_memory()
         reserved = {kind: self._ledger.reserved_bytes(kind) for kind in Kind}
         resident = resident_bytes(
-            reserved,
-            self.backend,
-            base=self.base.bundle,
-            adapters=self._adapters.resident_bundles,
-            states=[sequence.state for sequence in self._scheduler.running if sequence.state is not None],
+            reserved, self.backend, self.base.bundle, self._adapters, self._prefixes, self._scheduler.running
         )
         return EngineStats(
             base_digest=self.base.digest,
@@ -249,7 +244,7 @@ class Engine:
             by_subject=self.metrics.by_subject(),
             adapter_switch_s=self.backend.adapter_switch_s,
             adapter_load_s=self.metrics.adapter_load_s,
-            memory=Memory(reserved, resident, pss_bytes, anonymous_bytes),
+            memory=Memory(reserved, resident, *process_memory()),
             resident_adapters=self._adapters.resident,
             num_running=self.num_running,
             num_waiting=self.num_waiting,

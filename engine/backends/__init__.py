@@ -27,11 +27,18 @@ Logits = NDArray[np.float32]
 
 
 class Block(Protocol):
-    """Keys and values of up to `Backend.block_tokens` tokens. Shared between states and caches, and never changed."""
+    """Keys and values of up to `Backend.block_tokens` tokens. Shared between states and caches, and never changed.
+
+    Blocks that share memory are equal.
+    """
 
     @property
     def data(self) -> NDArray[np.uint8]:
         """Its bytes, a view [`Backend.block_bytes`]: what `Backend.block_from` makes it of again."""
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of its pages that were written, as far as that is known, else all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from engine.backends import Prefix
 F32 = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ArrayBlock:
     """Keys and values of some tokens, [parts, kv_heads, block_tokens, head_dim]; a part is a layer's keys or values."""
 
@@ -23,6 +23,11 @@ class ArrayBlock:
     def data(self) -> NDArray[np.uint8]:
         """Its bytes."""
         return self.array.reshape(-1).view(np.uint8)
+
+    @property
+    def resident_bytes(self) -> int:
+        """As if all pages were written."""
+        return self.array.nbytes
 
 
 class Blocks:

@@ -30,16 +30,21 @@ MAX_STEP_ROWS = 256
 MAX_RANK = 256
 
 
+@dataclass(frozen=True, slots=True)
 class NativeBlock:
-    """A block of the core."""
+    """A block of the core, for which there is one Python object however often it is asked for."""
 
-    def __init__(self, core: socle_native.KvBlock) -> None:
-        self.core = core
+    core: socle_native.KvBlock
 
     @property
     def data(self) -> NDArray[np.uint8]:
         """Its bytes, as they lie in the core."""
         return np.asarray(self.core.bytes)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of its pages that were written."""
+        return int(self.core.resident_bytes)
 
 
 class NativeState:

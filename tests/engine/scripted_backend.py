@@ -25,6 +25,7 @@ class ScriptedBlock:
 
     token_ids: tuple[int, ...]
     mark: int
+    resident_bytes = 10 * BLOCK_TOKENS
 
     @property
     def data(self) -> NDArray[np.uint8]:

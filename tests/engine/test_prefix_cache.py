@@ -215,6 +215,27 @@ def test_what_had_to_leave_memory_comes_back_from_the_disk(open_disk):
     assert cache.num_blocks == 3
 
 
+def test_a_block_that_was_not_written_goes_with_the_last_that_follows_it(open_disk):
+    disk = open_disk()
+    write, writes = disk.write, []
+
+    def write_all_but_the_first(*block):
+        writes.append(block)
+        return write(*block) if len(writes) > 1 else None
+
+    disk.write = write_all_but_the_first
+    cache = Cache(disk=disk)
+    cache.keep(PROMPT[:16])
+    cache.find(PROMPT)
+    cache.cache.wait_for_disk()
+    (root,) = cache.cache._roots.values()
+    assert cache.cache.shrink(2 * BLOCK_BYTES)
+    (first,) = root.children
+    assert [first.is_stored, first.children[0].is_stored] == [False, True]
+    assert cache.find(PROMPT) == 0
+    assert root.children == []
+
+
 def test_a_block_that_is_being_written_still_counts(open_disk):
     """Its memory is taken until the disk has it."""
     disk = open_disk()

@@ -264,6 +264,7 @@ def test_turns_are_no_pre_emptions_and_neither_is_waiting():
     machine.add("a", 20, business=INTERACTIVE)
     machine.add("b", 20, business=INTERACTIVE)
     machine.add("c", 3, business=LOW)
+    machine.add("d", 3, business=INTERACTIVE)
     machine.steps(10)
     assert machine.pre_empted == []
 
