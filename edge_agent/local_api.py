@@ -2,6 +2,7 @@
 
     POST /v1/chat/completions   POST /v1/completions   GET /v1/models   GET /v1/models/{name}
     POST /v1/load_lora_adapter   POST /v1/unload_lora_adapter   GET /health   GET /metrics   GET /socle/status
+    GET /openapi.json
 
 Turns documents into requests to the host and pieces into documents; knows nothing of updates. A client that goes away
 ends its request. Errors have OpenAI's form; what is worth trying again comes as 503 with Retry-After.
@@ -24,9 +25,11 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from edge_agent import openai_forms as forms
+from edge_agent import openapi
 from edge_agent.api_errors import HANDLERS, BadRequestError, ClientGoneError, as_clients_fault, error_document
 from edge_agent.api_gate import Gate
 from edge_agent.choices import Addition, Reply
+from edge_agent.device import agent_version
 from edge_agent.errors import AgentError
 from edge_agent.host import Host
 from edge_agent.local_adapters import LocalAdapters
@@ -83,6 +86,7 @@ class LocalApi:
                 Route("/health", self.health),
                 Route("/metrics", self.metrics),
                 Route("/socle/status", self.status),
+                Route("/openapi.json", self.openapi),
             ],
             middleware=[Middleware(Gate, hosts=hosts, token=token)],
             exception_handlers=dict(HANDLERS),
@@ -148,6 +152,10 @@ class LocalApi:
     async def status(self, _request: Request) -> Response:
         """What `python -m edge_agent status` shows."""
         return JSONResponse(dict(self._status()))
+
+    async def openapi(self, _request: Request) -> Response:
+        """The API as an OpenAPI document."""
+        return JSONResponse(openapi.document(agent_version()))
 
     async def _reply_to(self, request: Request, asked: Asked) -> Response:
         model = await self._host.resolve(asked.model)
