@@ -30,9 +30,10 @@ from edge_agent.engine_child import ChildSettings
 from edge_agent.enrolment import enrol as enrol_device
 from edge_agent.enrolment import identity_of
 from edge_agent.errors import TransientError, UserError
-from edge_agent.fetcher import Fetcher, FetchPolicy
+from edge_agent.fetcher import Fetcher
 from edge_agent.host import Host, HostSettings
 from edge_agent.journal import Journal
+from edge_agent.patience import FetchPolicy
 from edge_agent.quarantine import Quarantine
 from edge_agent.recorder import Recorder
 from edge_agent.schedule import Backoff

@@ -22,6 +22,7 @@ from edge_agent import protocol
 from edge_agent.errors import AgentError, RefusedError, UnavailableError, UnreachableError
 from edge_agent.trust import Signer
 from engine.artifact import MAX_MANIFEST_BYTES
+from engine.chunk_index import MAX_INDEX_BYTES
 from engine.strict_json import DecodeError, decode, encode
 
 T = TypeVar("T")
@@ -83,14 +84,19 @@ class FleetClient:
         _, body = await self._call("GET", f"releases/{digest}", limit_bytes=MAX_MANIFEST_BYTES)
         return body
 
+    async def index(self, digest: str) -> bytes:
+        """The chunk index of a release, not verified yet."""
+        _, body = await self._call("GET", f"releases/{digest}/index", limit_bytes=MAX_INDEX_BYTES)
+        return body
+
     @asynccontextmanager
-    async def file(self, sha256: str, *, start: int, size_bytes: int) -> AsyncIterator[FileStream]:
-        """A file's bytes from `start` on; `size_bytes` is what the manifest says of the whole file."""
+    async def file(self, sha256: str, *, start: int, stop: int, size_bytes: int) -> AsyncIterator[FileStream]:
+        """Bytes `start` to before `stop` of a file or object that has `size_bytes` in all."""
         headers = {"Accept-Encoding": "identity"}
-        if start:
-            headers["Range"] = f"bytes={start}-"
+        if (start, stop) != (0, size_bytes):
+            headers["Range"] = f"bytes={start}-{stop - 1}"
         async with self._answer("GET", f"files/{sha256}", b"", headers) as answer:
-            yield FileStream(_start_of(answer, start, size_bytes), _chunks(answer))
+            yield FileStream(_start_of(answer, start, stop, size_bytes), _chunks(answer))
 
     @property
     def metadata_url(self) -> str:
@@ -197,14 +203,14 @@ def _decoded(cls: type[T], body: bytes) -> T:
         ) from error
 
 
-def _start_of(answer: httpx2.Response, start: int, size_bytes: int) -> int:
+def _start_of(answer: httpx2.Response, start: int, stop: int, size_bytes: int) -> int:
     """Where the bytes of the answer begin; raises `UnavailableError` for a range that was not asked for."""
     if answer.status_code == 200:
         return 0
     found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
-    if answer.status_code != 206 or not found or tuple(map(int, found.groups())) != (start, size_bytes - 1, size_bytes):
+    if answer.status_code != 206 or not found or tuple(map(int, found.groups())) != (start, stop - 1, size_bytes):
         raise UnavailableError(
-            f"bytes {start}-{size_bytes - 1}/{size_bytes} were asked for, the server answered {answer.status_code} "
+            f"bytes {start}-{stop - 1}/{size_bytes} were asked for, the server answered {answer.status_code} "
             f"with {answer.headers.get('Content-Range', 'no range')!r:.80}",
             code="wrong_range",
         )

@@ -107,6 +107,12 @@ class QuarantinedError(TransientError):
     code = "adapter_quarantined"
 
 
+class DiskFullError(TransientError):
+    """The disk took no more bytes; there may be room later."""
+
+    code = "disk_full"
+
+
 class FinalError(AgentError):
     """Trying the same again cannot help; something else must change first."""
 

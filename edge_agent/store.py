@@ -1,10 +1,11 @@
 """Bundles on the device's disk: which are whole, which are on their way, and which may go.
 
     bundles/<digest>/          whole and verified; never changed
-    partial/<digest>/          manifest.json, finished files, and <file>.part while it comes in
+    partial/<digest>/          manifest.json, .index.json, finished files, and <file>.part while it comes in
 
-A directory moves from `partial` to `bundles` by one rename, after every file was read again and verified. Knows
-manifests and digests, not where the bytes come from or who wants them.
+A directory moves from `partial` to `bundles` by one rename, after every file was read again and verified. A file that
+is found wrong becomes a part again, so that only its wrong chunks are fetched. Knows manifests, indexes and digests,
+not where the bytes come from or who wants them.
 """
 
 from __future__ import annotations
@@ -13,22 +14,30 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import structlog
 
 from edge_agent.journal import replace_file, sync_directory
-from engine.artifact import MANIFEST_NAME, FileEntry, Manifest, parse_manifest, read_manifest, verify_files
+from edge_agent.part_file import PartFile, Source, Write
+from engine.artifact import MANIFEST_NAME, FileEntry, Manifest, parse_manifest, read_manifest, sha256_file
+from engine.chunk_index import ChunkIndex, IndexedFile, parse_index
 from engine.errors import BundleError
 
 log = structlog.get_logger()
+
+_INDEX_NAME = ".index.json"  # a name that no file of a bundle has
+_BLOCK_BYTES = 512  # st_blocks counts in these, whatever the file system's own are
 
 
 class Store:
     """All bundle directories under one state directory."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, write: Write = os.pwrite) -> None:
+        """`write` puts bytes of parts on the disk; tests give one that fails."""
+        self._write = write
         self._bundles = directory / "bundles"
         self._partial = directory / "partial"
         self._bundles.mkdir(parents=True, exist_ok=True)
@@ -69,31 +78,62 @@ class Store:
         return [entry for entry in manifest.files if not (self._partial / digest / entry.path).is_file()]
 
     def missing_bytes(self, digest: str, manifest: Manifest) -> int:
-        """Bytes that are still to come, less what has come of unfinished files."""
+        """Bytes of the files that are still to come, whatever has come of them."""
+        return sum(entry.size_bytes for entry in self.missing_files(digest, manifest))
+
+    def room_needed(self, digest: str, manifest: Manifest) -> int:
+        """Bytes of the disk that files still to come will take, beyond what their parts have already."""
         missing = self.missing_files(digest, manifest)
-        arrived = (self.incoming(digest, entry) for entry in missing)
-        return sum(e.size_bytes for e in missing) - sum(p.stat().st_size for p in arrived if p.is_file())
+        return sum(max(0, e.size_bytes - _allocated_bytes(self.incoming(digest, e.path))) for e in missing)
 
-    def incoming(self, digest: str, entry: FileEntry) -> Path:
-        """Where a file grows while it comes in."""
-        return self._partial / digest / f"{entry.path}.part"
+    def index(self, digest: str, manifest: Manifest) -> ChunkIndex | None:
+        """The chunk index of a release that is here or on its way; None if it has not come or can't be read."""
+        for place in (self._bundles, self._partial):
+            with contextlib.suppress(OSError, BundleError):
+                return parse_index((place / digest / _INDEX_NAME).read_bytes(), digest, manifest)
+        return None
 
-    def finish_file(self, digest: str, entry: FileEntry) -> None:
-        """Give a file that has come in, and whose hash was right, its name."""
-        incoming = self.incoming(digest, entry)
-        with incoming.open("rb") as file:
-            os.fsync(file.fileno())
-        incoming.rename(self._partial / digest / entry.path)
+    def keep_index(self, digest: str, manifest: Manifest, data: bytes) -> ChunkIndex:
+        """Put an index beside its release's manifest; raises `IndexMismatchError` if it is not that release's."""
+        index = parse_index(data, digest, manifest)
+        replace_file(self._partial / digest / _INDEX_NAME, data)
+        return index
+
+    def incoming(self, digest: str, path: str) -> Path:
+        """Where a file is filled while it comes in."""
+        return self._partial / digest / f"{path}.part"
+
+    def open_part(self, digest: str, file: IndexedFile) -> PartFile:
+        """A file to be filled, with room on the disk for all of it; raises `OSError` if there is none."""
+        return PartFile(self.incoming(digest, file.path), file, self._write)
+
+    def finish_file(self, part: PartFile) -> None:
+        """Give a file that has come in, and whose chunks are right, its name."""
+        part.sync()
+        part.path.rename(part.path.with_suffix(""))
 
     def reuse_file(self, digest: str, entry: FileEntry) -> bool:
-        """Take a file with the same content from another bundle instead of fetching it; verified later as any other."""
-        source = next(self._files_with(entry), None)
-        if source is None:
-            return False
-        target = self._partial / digest / entry.path
-        target.unlink(missing_ok=True)
-        os.link(source, target)
-        return True
+        """Take a file with the same content from another bundle, if it is right there, instead of fetching it."""
+        for source in self._files_with(entry):
+            if sha256_file(source) == entry.sha256:
+                target = self._partial / digest / entry.path
+                target.unlink(missing_ok=True)
+                os.link(source, target)
+                return True
+        return False
+
+    def chunk_sources(self, digest: str, wanted: Collection[str]) -> Mapping[str, Sequence[Source]]:
+        """Where chunks of these SHA-256 may lie in other bundles, whole ones and parts. Not verified."""
+        found: dict[str, list[Source]] = defaultdict(list)
+        for directory in self._directories():
+            manifest = self.manifest(directory.name) if directory.name != digest else None
+            index = self.index(directory.name, manifest) if manifest else None
+            for file in index.files if index else ():
+                path = next((p for p in _places_of(directory, file.path) if p.is_file()), None)
+                for placed in file.placed() if path else ():
+                    if path and placed.chunk.sha256 in wanted:
+                        found[placed.chunk.sha256].append(Source(path, placed.offset))
+        return found
 
     def _files_with(self, wanted: FileEntry) -> Iterator[Path]:
         for directory in self._bundles.iterdir():
@@ -103,44 +143,87 @@ class Store:
                     yield directory / entry.path
 
     def complete(self, digest: str) -> None:
-        """Read every file again, then move the directory in place; raises `BundleError` and forgets what is wrong."""
+        """Read every file again, then move the directory in place; raises `BundleError` naming what is wrong.
+
+        What is wrong is a part again, and will be mended chunk by chunk when it is fetched.
+        """
         if self.holds(digest):
             return
         directory = self._partial / digest
-        try:
-            manifest, _ = read_manifest(directory)
-            verify_files(directory, manifest)
-        except BundleError:
-            shutil.rmtree(directory, ignore_errors=True)
-            raise
+        manifest, _ = read_manifest(directory)
+        if wrong := _demote_wrong_files(directory, manifest):
+            raise BundleError(f"{wrong[0]} does not have the size and SHA-256 that the manifest lists")
         sync_directory(directory)
         directory.rename(self._bundles / digest)
         sync_directory(self._bundles)
 
     def drop_damaged(self, digests: Collection[str]) -> list[str]:
-        """Verify whole bundles and remove those that do not match any more; returns what was removed."""
+        """Verify whole bundles and take back those that do not match any more, to be mended; returns which."""
         damaged = []
         for digest in digests:
-            try:
-                manifest, _ = read_manifest(self._bundles / digest)
-                verify_files(self._bundles / digest, manifest)
-            except BundleError as error:
-                log.warning("store.bundle_damaged", digest=digest, error=str(error))
-                shutil.rmtree(self._bundles / digest, ignore_errors=True)
+            manifest, wrong = self.manifest(digest), [MANIFEST_NAME]
+            if self.holds(digest) and manifest:
+                wrong = _wrong_files(self._bundles / digest, manifest)
+            if wrong:
+                log.warning("store.bundle_damaged", digest=digest, files=wrong)
+                self._take_back(digest, manifest)
                 damaged.append(digest)
         return damaged
 
+    def _take_back(self, digest: str, manifest: Manifest | None) -> None:
+        _remove_bundle(self._partial / digest)
+        if manifest is None:
+            _remove_bundle(self._bundles / digest)
+            return
+        (self._bundles / digest).rename(self._partial / digest)
+        _demote_wrong_files(self._partial / digest, manifest)
+
     def collect(self, keep: Collection[str]) -> int:
         """Remove every bundle, whole or partial, that is not to be kept; returns how many went."""
-        doomed = [d for place in (self._bundles, self._partial) for d in place.iterdir() if d.name not in keep]
+        doomed = [directory for directory in self._directories() if directory.name not in keep]
         for directory in doomed:
             _remove_bundle(directory)
             log.info("store.bundle_removed", digest=directory.name)
         return len(doomed)
 
+    def _directories(self) -> list[Path]:
+        return [directory for place in (self._bundles, self._partial) for directory in place.iterdir()]
+
     def free_bytes(self) -> int:
         """Bytes free on the disk."""
         return shutil.disk_usage(self._bundles).free
+
+
+def _places_of(directory: Path, name: str) -> tuple[Path, Path]:
+    """Where a file of a bundle lies: whole, or on its way."""
+    return directory / name, directory / f"{name}.part"
+
+
+def _wrong_files(directory: Path, manifest: Manifest) -> list[str]:
+    """Names of files that are missing or do not have their size and SHA-256. Reads them all."""
+    return [entry.path for entry in manifest.files if not _is_right(directory / entry.path, entry)]
+
+
+def _is_right(path: Path, entry: FileEntry) -> bool:
+    with contextlib.suppress(OSError):
+        return path.stat().st_size == entry.size_bytes and sha256_file(path) == entry.sha256
+    return False
+
+
+def _demote_wrong_files(directory: Path, manifest: Manifest) -> list[str]:
+    """Make parts of files that are wrong; returns their names. One that other bundles share is left to them."""
+    wrong = _wrong_files(directory, manifest)
+    for name in wrong:
+        with contextlib.suppress(FileNotFoundError):
+            if (directory / name).stat().st_nlink > 1:
+                (directory / name).unlink()
+            else:
+                (directory / name).rename(directory / f"{name}.part")
+    return wrong
+
+
+def _allocated_bytes(path: Path) -> int:
+    return path.stat().st_blocks * _BLOCK_BYTES if path.is_file() else 0
 
 
 def _remove_bundle(directory: Path) -> None:

@@ -16,9 +16,10 @@ import structlog
 from edge_agent import checks
 from edge_agent.client import FleetClient
 from edge_agent.errors import AgentError, EngineGoneError, TransientError
-from edge_agent.fetcher import Fetcher, Pace
+from edge_agent.fetcher import Fetcher
 from edge_agent.host import Host
 from edge_agent.journal import Journal
+from edge_agent.patience import Pace
 from edge_agent.probe import Trial, probe
 from edge_agent.protocol import DesiredState, Problem, Progress
 from edge_agent.schedule import Backoff
@@ -193,7 +194,7 @@ class Updater:
         store, manifests = self._parts.store, self._manifests()
         checks.check_set(self._target, manifests)
         store.collect(keep=self._digests_in_use())
-        missing = sum(store.missing_bytes(digest, manifest) for digest, manifest in manifests.items())
+        missing = sum(store.room_needed(digest, manifest) for digest, manifest in manifests.items())
         room = checks.Room(store.free_bytes(), self._settings.disk_reserve_bytes, self._parts.total_memory_bytes())
         checks.check_room(self._target, manifests, missing, room)
         return Happening(Event.ADMITTED)

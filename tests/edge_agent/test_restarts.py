@@ -77,8 +77,7 @@ def put_on_disk(state_dir: Path, bundle: Path) -> None:
     store = Store(state_dir)
     store.begin(digest, (bundle / "manifest.json").read_bytes())
     for entry in manifest.files:
-        store.incoming(digest, entry).write_bytes((bundle / entry.path).read_bytes())
-        store.finish_file(digest, entry)
+        (state_dir / "partial" / digest / entry.path).write_bytes((bundle / entry.path).read_bytes())
     store.complete(digest)
 
 

@@ -7,6 +7,7 @@ import pytest
 from edge_agent.store import Store
 from engine.artifact import MANIFEST_NAME, read_manifest
 from engine.errors import BundleError
+from registry.chunking import index_bundle
 from tests.simulators.bundles import make_adapter, make_base
 
 
@@ -19,9 +20,13 @@ def bring(store: Store, source: Path) -> str:
     """All files of a bundle into the partial directory, as the fetcher leaves them."""
     manifest, digest = read_manifest(source)
     store.begin(digest, (source / MANIFEST_NAME).read_bytes())
-    for entry in store.missing_files(digest, manifest):
-        store.incoming(digest, entry).write_bytes((source / entry.path).read_bytes())
-        store.finish_file(digest, entry)
+    index = store.keep_index(digest, manifest, index_bundle(source, source.with_suffix(".index")).path.read_bytes())
+    for file in index.files:
+        content = (source / file.path).read_bytes()
+        with store.open_part(digest, file) as part:
+            for place in part.missing():
+                assert part.land(place, content[place.offset : place.offset + place.chunk.size_bytes])
+            store.finish_file(part)
     return digest
 
 
@@ -49,16 +54,29 @@ def test_rot_between_download_and_use_is_found(store: Store, tmp_path: Path) -> 
     with pytest.raises(BundleError, match="SHA-256"):
         store.complete(digest)
     assert not store.holds(digest)
-    assert store.manifest(digest) is None
+    assert [entry.path for entry in store.missing_files(digest, store.manifest(digest))] == ["weights.safetensors"]
 
 
-def test_missing_bytes_count_what_has_come_of_a_file(store: Store, tmp_path: Path) -> None:
-    digest = make_base(tmp_path / "base", "base", size_bytes=1000)
+def test_a_part_takes_its_room_at_once(store: Store, tmp_path: Path) -> None:
+    digest = make_base(tmp_path / "base", "base", size_bytes=1_000_000)
     manifest = store.begin(digest, (tmp_path / "base" / MANIFEST_NAME).read_bytes())
-    assert store.missing_bytes(digest, manifest) == 1002
-    weights = next(entry for entry in manifest.files if entry.size_bytes == 1000)
-    store.incoming(digest, weights).write_bytes(b"x" * 300)
-    assert store.missing_bytes(digest, manifest) == 702
+    assert store.room_needed(digest, manifest) == 1_000_002
+    index = store.keep_index(digest, manifest, index_bundle(tmp_path / "base", tmp_path / "index").path.read_bytes())
+    weights = next(file for file in index.files if file.size_bytes == 1_000_000)
+    store.open_part(digest, weights).close()
+    assert store.room_needed(digest, manifest) == 2
+    assert store.missing_bytes(digest, manifest) == 1_000_002
+
+
+def test_a_chunk_is_written_only_if_it_is_right_and_the_part_is_open(store: Store, tmp_path: Path) -> None:
+    digest = make_base(tmp_path / "base", "base")
+    manifest = store.begin(digest, (tmp_path / "base" / MANIFEST_NAME).read_bytes())
+    index = store.keep_index(digest, manifest, index_bundle(tmp_path / "base", tmp_path / "index").path.read_bytes())
+    with store.open_part(digest, index.files[0]) as part:
+        (place,) = part.missing()
+        assert not part.land(place, b"{]")
+    assert not part.land(place, b"{}")
+    assert part.path.read_bytes() == b"\0\0"
 
 
 def test_a_file_that_another_bundle_has_is_not_fetched(store: Store, tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ import sys
 import threading
 import time
 from collections import defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from cryptography.exceptions import InvalidSignature
@@ -34,6 +36,7 @@ from edge_agent.protocol import (
 )
 from engine.artifact import MANIFEST_NAME, read_manifest
 from engine.strict_json import DecodeError, decode, encode
+from registry.chunking import index_bundle
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,9 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class WrongBytes:
-    """Flip a bit of the body's last byte."""
+    """Flip a bit of the body's byte at `position`, the last one by default."""
+
+    position: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +113,8 @@ class FleetServer:
         """Method, path and Range header of every request."""
         self.desired = DesiredState("", 0)
         self.poll_after_s = 0.05
-        self._manifests: dict[str, bytes] = {}
+        self._metadata: dict[str, bytes] = {}
+        """What lies below /releases/: a manifest by its digest, an index as `<digest>/index`."""
         self._files: dict[str, bytes] = {}
         self._nonces: set[str] = set()
         self._enrolled: dict[tuple[str, str], str] = {}
@@ -144,15 +150,32 @@ class FleetServer:
     def publish(self, name: str, version: str, bundle: Path) -> ReleaseRef:
         """Make a bundle a release."""
         manifest, digest = read_manifest(bundle)
-        self._manifests[digest] = (bundle / MANIFEST_NAME).read_bytes()
+        self._metadata[digest] = (bundle / MANIFEST_NAME).read_bytes()
+        with TemporaryDirectory() as scratch:
+            indexed = index_bundle(bundle, Path(scratch) / "objects")
+            self._metadata[f"{digest}/index"] = indexed.path.read_bytes()
+            self._files |= {sha256: path.read_bytes() for sha256, path in indexed.objects}
         for entry in manifest.files:
             self._files[entry.sha256] = (bundle / entry.path).read_bytes()
         return ReleaseRef(name, version, digest, sum(entry.size_bytes for entry in manifest.files))
 
+    def spoil_index(self, release: ReleaseRef, spoil: Callable[[dict[str, Any]], None]) -> None:
+        """Change the document of a release's index."""
+        name = f"{release.digest}/index"
+        document = json.loads(self._metadata[name])
+        spoil(document)
+        self._metadata[name] = json.dumps(document).encode()
+
+    def spoil_file(self, sha256: str, position: int) -> None:
+        """Flip a bit of a file for good."""
+        content = bytearray(self._files[sha256])
+        content[position] ^= 1
+        self._files[sha256] = bytes(content)
+
     def publish_manifest(self, name: str, version: str, manifest: bytes) -> ReleaseRef:
         """Make a manifest a release whose files nobody has."""
         digest = hashlib.sha256(manifest).hexdigest()
-        self._manifests[digest] = manifest
+        self._metadata[digest] = manifest
         return ReleaseRef(name, version, digest)
 
     def want(self, base: ReleaseRef | None, *adapters: ReleaseRef, **changes: Any) -> int:
@@ -194,8 +217,8 @@ class FleetServer:
         match method, path.split("/")[1:]:
             case "GET", ["desired"]:
                 return self._desired(device_id, headers)
-            case "GET", ["releases", digest] if digest in self._manifests:
-                return 200, {}, self._manifests[digest]
+            case "GET", ["releases", *names] if "/".join(names) in self._metadata:
+                return 200, {}, self._metadata["/".join(names)]
             case "GET", ["files", sha256] if sha256 in self._files:
                 return self._file(self._files[sha256], headers)
             case "POST", ["report"]:
@@ -244,11 +267,11 @@ class FleetServer:
         return 200, sent, encode(replace(self.desired, device_id=device_id))
 
     def _file(self, content: bytes, headers: Any) -> tuple[int, dict[str, str], bytes]:
-        found = re.fullmatch(r"bytes=(\d+)-", headers.get("Range") or "")
+        found = re.fullmatch(r"bytes=(\d+)-(\d+)", headers.get("Range") or "")
         if not found:
             return 200, {}, content
-        start = int(found.group(1))
-        return 206, {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}, content[start:]
+        start, last = map(int, found.groups())
+        return 206, {"Content-Range": f"bytes {start}-{last}/{len(content)}"}, content[start : last + 1]
 
     def _telemetry(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
         batch = decode(TelemetryBatch, gzip.decompress(body))
@@ -327,7 +350,9 @@ class _Handler(BaseHTTPRequestHandler):
                     self.wfile.write(body[start : start + 64])
                     time.sleep(fault.pause_s)
             case WrongBytes():
-                self._send(status, headers, body[:-1] + bytes([body[-1] ^ 1]))
+                spoilt = bytearray(body)
+                spoilt[fault.position] ^= 1
+                self._send(status, headers, bytes(spoilt))
             case WrongRange():
                 self._send(206, headers | {"Content-Range": f"bytes 0-{len(body) - 1}/{len(body)}"}, body)
             case Endless():

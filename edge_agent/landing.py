@@ -1,0 +1,68 @@
+"""Brings the bytes of an answer to their places: cuts them into chunks, and hands each to a thread that verifies it.
+
+While one chunk is hashed and written the next one comes in, so no more than two are in memory. Bytes of a chunk that
+was cut off are kept: the next answer goes on where the last one ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from edge_agent.part_file import PartFile
+from engine.chunk_index import PlacedChunk
+
+OnBytes = Callable[[int], None]
+
+
+class Landing:
+    """Takes in one run of chunks that are neighbours in the object."""
+
+    def __init__(self, part: PartFile, run: Sequence[PlacedChunk], on_bytes: OnBytes) -> None:
+        self._part = part
+        self._waiting = deque(run)
+        self._buffer = bytearray()
+        self._on_bytes = on_bytes
+        self._in_thread: tuple[PlacedChunk, asyncio.Future[bool]] | None = None
+        self.stop = run[-1].stored_end
+        self.wrong: list[PlacedChunk] = []
+        """Chunks whose bytes came and were not theirs."""
+
+    @property
+    def start(self) -> int:
+        """Where in the object the next byte is that is still wanted; `stop` once all have come."""
+        return self._waiting[0].stored_offset + len(self._buffer) if self._waiting else self.stop
+
+    async def take(self, data: memoryview) -> None:
+        """The next bytes; what comes behind the last chunk is dropped, as a server may send without end."""
+        while data and self._waiting:
+            num_wanted = self._waiting[0].chunk.stored_bytes - len(self._buffer)
+            self._buffer += data[:num_wanted]
+            data = data[num_wanted:]
+            if len(self._buffer) == self._waiting[0].chunk.stored_bytes:
+                await self.settle()
+                place, stored, self._buffer = self._waiting.popleft(), self._buffer, bytearray()
+                self._in_thread = place, asyncio.ensure_future(asyncio.to_thread(self._part.land, place, stored))
+
+    async def settle(self) -> None:
+        """Wait for the chunk that is being verified and written; raises `OSError` if the disk takes no more."""
+        if self._in_thread is None:
+            return
+        place, landed = self._in_thread
+        self._in_thread = None
+        if await asyncio.shield(landed):
+            self._on_bytes(place.chunk.size_bytes)
+        else:
+            self.wrong.append(place)
+
+
+def runs(missing: Sequence[PlacedChunk]) -> list[list[PlacedChunk]]:
+    """Chunks in order, grouped so that neighbours in the object share a request."""
+    found: list[list[PlacedChunk]] = []
+    for place in missing:
+        if found and found[-1][-1].stored_end == place.stored_offset:
+            found[-1].append(place)
+        else:
+            found.append([place])
+    return found
