@@ -89,6 +89,16 @@ def test_answers_on_cached_prompts_have_the_same_bits(open_engine, bundles, back
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_an_answer_is_kept_only_where_its_tokens_have_the_bits_of_a_prompt(open_engine, backend):
+    engine, plain = open_engine(backend), open_engine(backend)
+    first, _ = ask(engine, sampling=replace(SAMPLING, max_tokens=60))
+    conversation = [*PROMPT, *(token for token, _ in first), 1, 2]
+    bits, num_cached = ask(engine, conversation)
+    assert bits == ask(plain, conversation, business=Business("plain"))[0]
+    assert num_cached == (len(PROMPT) // 32 * 32 if backend == "onnx" else len(PROMPT) + 59)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_prompts_that_differ_anywhere_have_the_same_bits(open_engine, backend):
     engine, plain = open_engine(backend), open_engine(backend)
     for place in (149, 100, 64, 63, 31, 1, 0):

@@ -1,12 +1,12 @@
 """The engine's rules, on a back end whose answers are written down here."""
 
+import functools
 import itertools
 from dataclasses import replace
 
 import pytest
 
-from engine.artifact import ADAPTER_WEIGHTS, read_base
-from engine.config import EngineConfig
+from engine.artifact import ADAPTER_WEIGHTS
 from engine.errors import (
     AdapterMismatchError,
     BundleError,
@@ -17,19 +17,11 @@ from engine.errors import (
 )
 from engine.ledger import Kind
 from engine.metrics import Subject
-from engine.runtime import Base, Engine
 from engine.sampling import GREEDY, SamplingParams
 from engine.sequence import FinishReason, Request
 from tests.engine.random_bundles import QWEN3, make_adapter, make_base
-from tests.engine.scripted_backend import END, VOCAB_SIZE, ScriptedBackend, SpellingTokenizer
-
-PROMPT = (1, 2, 3)
-
-
-def saying(text, *, end=END):
-    """A script that answers the three-token prompt with this text."""
-    answer = [ord(character) for character in text] + [end]
-    return lambda token_ids, _adapter: answer[len(token_ids) - len(PROMPT)]
+from tests.engine.scripted_backend import END, VOCAB_SIZE
+from tests.engine.scripted_engine import PROMPT, drain, open_scripted_engine, saying, text_of
 
 
 @pytest.fixture(scope="session")
@@ -47,34 +39,11 @@ def bundles(tmp_path_factory):
 
 @pytest.fixture
 def open_engine(bundles):
-    def open_engine(script, tokenizer=None, **config):
-        manifest, digest = read_base(bundles / "base")
-        ticks = itertools.count()
-        return Engine(
-            EngineConfig(**config),
-            base=Base(manifest, digest, tokenizer or SpellingTokenizer()),
-            backend=ScriptedBackend(script),
-            clock=lambda: float(next(ticks)),
-        )
-
-    return open_engine
+    return functools.partial(open_scripted_engine, bundles / "base")
 
 
 def raise_(error):
     raise error
-
-
-def drain(engine):
-    """All outputs by request, until there is no work."""
-    outputs = {}
-    while engine.has_work:
-        for output in engine.step():
-            outputs.setdefault(output.request_id, []).append(output)
-    return outputs
-
-
-def text_of(outputs):
-    return "".join(output.text for output in outputs)
 
 
 def ask(engine, sampling=GREEDY, **request):
