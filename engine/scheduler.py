@@ -115,14 +115,14 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; raises `CapacityError` if the queue is full, `RateLimitError` if its business's is."""
-        if len(self.waiting) >= self._limits.max_waiting:
+        if self._is_full(len(self.waiting), self._limits.max_waiting, sequence):
             raise CapacityError(
                 f"{len(self.waiting)} requests are waiting already: try again in a moment",
                 retry_after_s=self._retry_after_s(),
             )
         business = sequence.business
         num_waiting = sum(other.business.name == business.name for other in self.waiting)
-        if business.max_waiting is not None and num_waiting >= business.max_waiting:
+        if business.max_waiting is not None and self._is_full(num_waiting, business.max_waiting, sequence):
             raise RateLimitError(
                 f"{num_waiting} requests of {business.name!r} are waiting already, its limit",
                 retry_after_s=self._retry_after_s(),
@@ -130,6 +130,10 @@ class Scheduler:
         self._arrival[sequence.request_id] = self._num_arrived
         self._num_arrived += 1
         self.waiting.append(sequence)
+
+    def _is_full(self, num_waiting: int, max_waiting: int, sequence: Sequence) -> bool:
+        """Who can start in the next step does not queue: without that, a limit of 0 would let nobody in."""
+        return num_waiting >= max_waiting and (num_waiting > 0 or not self.has_place_for(sequence))
 
     def find(self, request_id: str) -> Sequence | None:
         """The queued or running sequence of a request."""

@@ -412,6 +412,20 @@ def test_a_business_queues_as_many_as_it_may():
     machine.add("c", business=URGENT)
 
 
+@pytest.mark.parametrize("limits", [{"max_waiting": 0}, {}], ids=["engine", "business"])
+def test_where_nobody_may_queue_one_that_can_start_at_once_is_let_in(limits):
+    machine = Machine(max_running=1, **limits)
+    business = PATIENT if limits else replace(PATIENT, max_waiting=0)
+    a = machine.add("a", business=business)
+    with pytest.raises(CapacityError):
+        machine.add("b", business=business)
+    machine.step()
+    with pytest.raises(CapacityError):
+        machine.add("b", business=business)
+    machine.end(a)
+    machine.add("b", business=business)
+
+
 def test_the_wait_is_for_the_prompts_of_those_before():
     costs = StepCosts()
     costs.observe_prefill(10, 1.0)
