@@ -146,11 +146,14 @@ class PrefixCache:
             if not is_whole:
                 break
         self._touch(node)
-        for used in lease.nodes:
-            self._store(used)
-        # A block is of no use without those before it: they count as more recent.
-        self._tier.touch(scope.digest, [used.digest for used in reversed(lease.nodes) if used.write is not None])
         return lease
+
+    def note_use(self, lease: Lease) -> None:
+        """A sequence has begun with what was found, which is worth a place on the disk."""
+        for node in lease.nodes:
+            self._store(node)
+        # A block is of no use without those before it: they count as more recent.
+        self._tier.touch(lease.scope.digest, [node.digest for node in reversed(lease.nodes) if node.write is not None])
 
     def share(self, lease: Lease, token_ids: Sequence[int], blocks: Sequence[Block]) -> int:
         """Let others begin with full blocks of a running sequence's `token_ids`, as far as there is room.

@@ -47,6 +47,7 @@ class SequenceStates:
                 self._prefixes.release(lease)
         if admission is not Admission.ADMITTED:
             return admission
+        self._prefixes.note_use(lease)
         sequence.state = self._backend.new_state(sequence.num_max_tokens, lease.prefix)
         sequence.prefix = lease
         sequence.num_computed = lease.num_tokens

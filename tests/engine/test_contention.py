@@ -157,3 +157,22 @@ def test_what_was_cached_with_a_damaged_adapter_is_forgotten(open_engine, bundle
     assert text_of(outputs["bare"]) == "abc"
     assert engine.stats().memory.reserved[Kind.PREFIX_CACHE] == 0
     engine.unload_adapter(digest)
+
+
+def test_a_request_that_waits_for_memory_writes_nothing_to_the_disk(open_engine, tmp_path):
+    """It looks at the cache in every step until it can start."""
+    engine = open_engine(endless, max_running=2, kv_budget_bytes=500, prefix_cache_dir=str(tmp_path))
+    caching = Business("caching", prompt_cache=True)
+    prompt = tuple(range(1, 21))
+    submit(engine, "first", business=caching, prompt=prompt)
+    drain(engine)
+    submit(engine, "runs")
+    submit(engine, "waits", business=caching, prompt=prompt)
+    while engine.num_waiting:
+        engine._prefixes.wait_for_disk()
+        assert list(tmp_path.rglob("*.block")) == []
+        engine.step()
+    engine._prefixes.wait_for_disk()
+    assert len(list(tmp_path.rglob("*.block"))) > 1
+    drain(engine)
+    engine.close()

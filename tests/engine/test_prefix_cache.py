@@ -37,6 +37,7 @@ class Cache:
     def keep(self, tokens, scope=SCOPE, business=HOME):
         """A sequence of these tokens has ended."""
         lease = self.cache.lookup(scope, business, tokens[:-1])
+        self.cache.note_use(lease)
         self.cache.extend(lease, tokens, blocks_of(tokens))
         self.cache.release(lease)
 
@@ -45,6 +46,7 @@ class Cache:
         lease = self.cache.lookup(scope, business, tokens)
         found = [token for block in lease.prefix.blocks for token in block.token_ids][: lease.num_tokens]
         assert found == tokens[: lease.num_tokens]
+        self.cache.note_use(lease)
         self.cache.release(lease)
         return lease.num_tokens
 
