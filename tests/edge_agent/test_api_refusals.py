@@ -117,3 +117,49 @@ async def test_what_cannot_be_written_as_text_is_quoted(served: AgentRun) -> Non
     for body in ('{"\\ud800": 1}', '{"model": "\\ud800", "prompt": "a"}', '{"model": "m", "prompt": "\\udfff"}'):
         answer = await served.api.post("/v1/completions", content=body, headers=JSON)
         assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error"), body
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = {"items": value}
+    return value
+
+
+PARAMETERS: dict[str, Any] = {
+    "a number of more than 64 bits": {"maximum": 2**80},
+    "infinity": {"maximum": float("inf")},
+    "half of a UTF-16 pair": {"title": "\ud800"},
+    "too deep": nested(100),
+}
+
+
+async def test_what_the_engine_could_not_read_does_not_reach_it(served: AgentRun) -> None:
+    pid = served.host.served.child.pid
+    for name, parameters in PARAMETERS.items():
+        tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+        body = {"model": "home", "messages": HELLO, "tools": tools}
+        answer = await ask(served, "/v1/chat/completions", body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tools"), name
+    assert served.host.served.child.pid == pid
+
+
+@pytest.mark.parametrize("arguments", ['{"a": NaN}', '{"a": 1e999}', '{"a": "\\ud800"}', "[" * 5000, "{", ""])
+async def test_past_calls_may_have_any_arguments(served: AgentRun, arguments: str) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    past = [{"role": "assistant", "tool_calls": [call]}, *HELLO]
+    answer = await ask(served, "/v1/chat/completions", {"model": "home", "messages": past})
+    assert (answer.status_code, served.host.num_restarts) == (200, 0)
+
+
+LATER = {"over budget": (429, "rate_limit_error", "8"), "no room": (503, "server_error", "1")}
+
+
+@pytest.mark.parametrize("words", LATER)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_may_work_later_says_when(served: AgentRun, words: str, stream: bool) -> None:
+    status, kind, retry_after = LATER[words]
+    body = {"model": "home", "messages": [{"role": "user", "content": words}], "stream": stream}
+    answer = await ask(served, "/v1/chat/completions", body)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (status, kind)
+    assert answer.headers["Retry-After"] == retry_after

@@ -18,7 +18,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from edge_agent.engine_loop import Marker, serve
 from edge_agent.engine_wire import Failed, Generate, Heartbeat, Piece, Reading, TokenChoice, TokenLogprobs
 from engine.artifact import ADAPTER_WEIGHTS, BASE_WEIGHTS, check_fits, read_adapter, read_base
-from engine.errors import BundleError, CapacityError, ContextLengthError, InvalidInputError, UnknownAdapterError
+from engine.errors import (
+    BundleError,
+    CapacityError,
+    ContextLengthError,
+    InvalidInputError,
+    RateLimitError,
+    UnknownAdapterError,
+)
 from engine.metrics import Counters, Usage
 
 
@@ -73,6 +80,8 @@ class ScriptedEngine:
             raise ContextLengthError("the prompt is too long")
         if said == "no room":
             raise CapacityError("the queue is full")
+        if said == "over budget":
+            raise RateLimitError("the business has used up its tokens", retry_after_s=7.2)
         if said == "sampling":
             said = repr(sorted(sampling.items()))
         if said == "tools":
