@@ -156,10 +156,10 @@ LATER = {"over budget": (429, "rate_limit_error", "8"), "no room": (503, "server
 
 
 @pytest.mark.parametrize("words", LATER)
-@pytest.mark.parametrize("stream", [False, True])
-async def test_what_may_work_later_says_when(served: AgentRun, words: str, stream: bool) -> None:
+@pytest.mark.parametrize("way", ["whole", "stream"])
+async def test_what_may_work_later_says_when(served: AgentRun, words: str, way: str) -> None:
     status, kind, retry_after = LATER[words]
-    body = {"model": "home", "messages": [{"role": "user", "content": words}], "stream": stream}
+    body = {"model": "home", "messages": [{"role": "user", "content": words}], "stream": way == "stream"}
     answer = await ask(served, "/v1/chat/completions", body)
     assert (answer.status_code, answer.json()["error"]["type"]) == (status, kind)
     assert answer.headers["Retry-After"] == retry_after
