@@ -161,13 +161,15 @@ def test_what_was_cached_with_a_damaged_adapter_is_forgotten(open_engine, bundle
 
 def test_a_request_that_waits_for_memory_writes_nothing_to_the_disk(open_engine, tmp_path):
     """It looks at the cache in every step until it can start."""
-    engine = open_engine(endless, max_running=2, kv_budget_bytes=500, prefix_cache_dir=str(tmp_path))
+    engine = open_engine(endless, max_running=2, kv_budget_bytes=450, prefix_cache_dir=str(tmp_path))
     caching = Business("caching", prompt_cache=True)
     prompt = tuple(range(1, 21))
     submit(engine, "first", business=caching, prompt=prompt)
     drain(engine)
-    submit(engine, "runs")
+    submit(engine, "runs", business=URGENT)
     submit(engine, "waits", business=caching, prompt=prompt)
+    engine.step()
+    assert (engine.num_running, engine.num_waiting) == (1, 1)
     while engine.num_waiting:
         engine._prefixes.wait_for_disk()
         assert list(tmp_path.rglob("*.block")) == []
