@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+import httpcore2
 import httpx2
 
 from edge_agent import protocol
@@ -24,6 +25,10 @@ from edge_agent.trust import Signer
 from engine.artifact import MAX_MANIFEST_BYTES
 from engine.chunk_index import MAX_INDEX_BYTES
 from engine.strict_json import DecodeError, decode, encode
+
+# Each piece that is read passes some ten layers of calls: with 64 KiB, the library's choice, a download takes twice the
+# processor time.
+httpcore2.AsyncHTTP11Connection.READ_NUM_BYTES = 256 << 10
 
 T = TypeVar("T")
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -64,13 +65,18 @@ def index_bundle(bundle: Path, scratch: Path) -> IndexedBundle:
 def chunk_sizes(size_bytes: int, starts: Iterable[int]) -> Iterator[int]:
     """Sizes of a file's chunks, given where its tensors start, in order.
 
-    Small tensors share a chunk until it has 64 KiB; a large one is cut into chunks of nearly equal size.
+    Small tensors share a chunk of 64 KiB, with the beginning of the next large one if they do not fill it: so a change
+    of a small one costs no more. A large tensor, or what is left of it, is cut into chunks of nearly equal size.
     """
-    begin = 0
-    for end in (*starts, size_bytes):
+    begin, small = 0, 0
+    for start, end in pairwise((0, *starts, size_bytes)):
+        if small and end - begin >= 2 * MIN_CHUNK_BYTES and end - start > MIN_CHUNK_BYTES:
+            yield MIN_CHUNK_BYTES
+            begin += MIN_CHUNK_BYTES
         if end - begin >= MIN_CHUNK_BYTES:
             yield from _evenly(end - begin)
             begin = end
+        small = end - begin
     yield from _evenly(size_bytes - begin)
 
 
