@@ -55,8 +55,8 @@ class Intake:
     def sequence(self, request: Request, now_s: float) -> Sequence:
         """The sequence of a request that may be queued.
 
-        Raises `InvalidInputError` (`UnknownAdapterError`, `ContextLengthError`), `CapacityError` for what never fits
-        into memory or would come too late, and `RateLimitError` while the business has used up its tokens.
+        Raises `InvalidInputError` (`UnknownAdapterError`, `ContextLengthError`), `CapacityError` for what would come
+        too late, and `RateLimitError` while the business has used up its tokens.
         """
         if self._scheduler.find(request.request_id) is not None:
             raise InvalidInputError(f"request id {request.request_id!r} is in use: give each request its own")
@@ -126,17 +126,20 @@ class Intake:
             )
         if max_tokens is not None:
             return max_tokens
-        room = self._memory_limit(request)
-        affordable = bisect_right(range(limit + 1), room, key=self._backend.state_bytes) - 1
-        return max(1, affordable - num_prompt)
+        return max(1, self._affordable_tokens(request) - num_prompt)
 
     def _check_memory(self, request: Request, num_tokens: int) -> None:
-        size_bytes, limit = self._backend.state_bytes(num_tokens), self._memory_limit(request)
-        if size_bytes > limit:
-            raise CapacityError(
-                f"{num_tokens} tokens need {size_bytes} bytes of KV cache, {limit} is all that there may be: "
-                "ask for fewer tokens, or raise the memory budget of the engine or of the business"
+        if self._backend.state_bytes(num_tokens) > self._memory_limit(request):
+            raise ContextLengthError(
+                f"prompt and answer make {num_tokens} tokens, there is never memory for more than "
+                f"{self._affordable_tokens(request)}: shorten the prompt or lower max_tokens, or raise the memory "
+                "budget of the engine or of the business"
             )
+
+    def _affordable_tokens(self, request: Request) -> int:
+        """How long a request may be for its state to have room, if it is alone."""
+        tokens = range(self.limits.max_context_tokens + 1)
+        return max(0, bisect_right(tokens, self._memory_limit(request), key=self._backend.state_bytes) - 1)
 
     def _memory_limit(self, request: Request) -> int:
         own = request.business.memory_bytes

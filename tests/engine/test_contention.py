@@ -7,7 +7,7 @@ import pytest
 
 from engine.artifact import ADAPTER_WEIGHTS
 from engine.business import Business
-from engine.errors import BundleError, CapacityError
+from engine.errors import BundleError, CapacityError, ContextLengthError
 from engine.ledger import Kind
 from engine.metrics import Subject
 from engine.sampling import GREEDY
@@ -83,7 +83,7 @@ def test_a_business_that_has_reached_its_cap_waits_and_others_pass(open_engine):
     assert {name: parts[-1].usage.completion_tokens for name, parts in drain(engine).items()} == dict.fromkeys(
         "abc", 20
     )
-    with pytest.raises(CapacityError, match="50 tokens need 500 bytes of KV cache, 400 is all"):
+    with pytest.raises(ContextLengthError, match="make 50 tokens, there is never memory for more than 40"):
         submit(engine, "large", business=capped, max_tokens=47)
 
 

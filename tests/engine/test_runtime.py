@@ -157,7 +157,7 @@ def test_what_does_not_fit_into_the_kv_budget_now_waits(open_engine):
 
 def test_what_never_fits_into_the_kv_budget_is_refused(open_engine):
     engine = open_engine(saying("ab"), kv_budget_bytes=300)
-    with pytest.raises(CapacityError, match="40 tokens need 400 bytes"):
+    with pytest.raises(ContextLengthError, match="make 40 tokens, there is never memory for more than 30"):
         engine.submit(Request(PROMPT, "a", None, replace(GREEDY, max_tokens=37)))
 
 
