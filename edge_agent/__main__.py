@@ -39,6 +39,7 @@ from edge_agent.recorder import Recorder
 from edge_agent.schedule import Backoff
 from edge_agent.spool import Spool
 from edge_agent.state_dir import StateDir
+from edge_agent.states import DEADLINE_S, State
 from edge_agent.store import Store
 from edge_agent.telemetry import Telemetry
 from edge_agent.trust import DeviceKey, Identity, Unsigned
@@ -140,7 +141,7 @@ def assemble(config: AgentConfig, state_dir: StateDir, identity: Identity, http:
         parts,
         UpdaterSettings(
             disk_reserve_bytes=config.disk_reserve_bytes,
-            probe_timeout_s=config.probe_timeout_s,
+            deadline_s={**DEADLINE_S, State.PROBING: config.probe_timeout_s},
             retry=Backoff(10 * config.retry_first_s, 10 * config.retry_longest_s),
         ),
     )

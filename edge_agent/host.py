@@ -151,7 +151,7 @@ class Host:
     async def activate(self, desired: DesiredState) -> None:
         """Serve the set that was journalled as committed; on the staged process if it still lives."""
         staged, old = self._staged, self._served
-        if staged is None and self._committed == desired:
+        if staged is None and self._committed == desired and (old is None or old.desired == desired):
             return  # after a restart: `start` has begun already
         self._committed, self._staged, self._fresh = desired, None, None
         self._num_failures, self._isolates = 0, False

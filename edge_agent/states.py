@@ -2,14 +2,12 @@
 
 Pure: values in, values out. Knows nothing of disks, networks or engines; `edge_agent.updater` performs the effect of
 each state and feeds the event that it posts to `advance`. The states themselves are on the wire, see
-`protocol.UpdateState`.
-
-    idle -> fetching -> admitting -> downloading -> verifying -> switching -> probing -> committed -> idle
-                 any step before switching -> failed          switching, probing -> rolling_back -> failed
+`protocol.UpdateState`. `python -m edge_agent.states` prints the diagram of the README.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -72,8 +70,12 @@ TRANSITIONS: Mapping[State, Mapping[Event, State]] = {
         Event.SUPERSEDED: State.ROLLING_BACK,
         Event.GAVE_UP: State.ROLLING_BACK,
     },
-    State.COMMITTED: {Event.SETTLED: State.IDLE},
-    State.ROLLING_BACK: {Event.ROLLED_BACK: State.FAILED, Event.CLEARED: State.IDLE},
+    State.COMMITTED: {Event.SETTLED: State.IDLE, Event.GAVE_UP: State.COMMITTED},
+    State.ROLLING_BACK: {
+        Event.ROLLED_BACK: State.FAILED,
+        Event.CLEARED: State.IDLE,
+        Event.GAVE_UP: State.ROLLING_BACK,
+    },
     State.FAILED: {Event.WANTED: State.FETCHING, Event.RETRY: State.FETCHING},
 }
 
@@ -93,6 +95,24 @@ RESUME: Mapping[State, State] = {
 
 Downloads pass admission again, since the disk may have filled up; what is on disk already costs nothing. Whatever was
 staged died with the engine process.
+"""
+
+DEADLINE_S: Mapping[State, float] = {
+    State.IDLE: math.inf,
+    State.FETCHING: 3600.0,
+    State.ADMITTING: 600.0,
+    State.DOWNLOADING: 7 * 86_400.0,
+    State.VERIFYING: 3600.0,
+    State.SWITCHING: 1800.0,
+    State.PROBING: 120.0,
+    State.COMMITTED: 60.0,
+    State.ROLLING_BACK: 60.0,
+    State.FAILED: math.inf,
+}
+"""Seconds that the effect of a state may take before it counts as given up; idle and failed wait for the server.
+
+Calls within an effect have shorter limits of their own. These end what nobody thought of, so that no device hangs
+half-way through an update. What committed and rolling back do must be done, so it is tried again.
 """
 
 RISKY = frozenset({State.SWITCHING, State.PROBING})
@@ -135,13 +155,14 @@ def advance(entry: Entry, happening: Happening) -> Entry:
     state = TRANSITIONS[entry.state].get(happening.event)
     if state is None:
         raise RefusedTransitionError(f"{happening.event} in state {entry.state}")
+    is_done_again = state is entry.state and happening.event is Event.GAVE_UP
     entry = replace(entry, state=state)
     match happening.event:
         case Event.WANTED:
             return _taken_up(entry, happening.target)
         case Event.SUPERSEDED:
             return _taken_up(entry, happening.target) if state is State.FETCHING else replace(entry, problem=None)
-        case Event.GAVE_UP:
+        case Event.GAVE_UP if not is_done_again:
             return replace(entry, problem=happening.problem, retryable=happening.retryable)
         case Event.PROBED:
             return replace(entry, served=entry.target, problem=None, attempt=0, resumptions=0)
@@ -170,6 +191,43 @@ def resume(entry: Entry) -> Entry:
     return replace(entry, state=State.ROLLING_BACK, problem=problem, retryable=False)
 
 
+def deadline_exceeded(state: State, deadline_s: float) -> Problem:
+    """Why a state was given up that has taken too long."""
+    return Problem(
+        "deadline_exceeded",
+        f"{state} took longer than {deadline_s:.0f} s: look at the device's load and at the agent's log, "
+        "then roll out another revision.",
+        {"state": state, "deadline_s": f"{deadline_s:.0f}"},
+    )
+
+
 def may_retry(entry: Entry) -> bool:
     """Whether a failed target shall be tried once more without the server asking for it."""
     return entry.state is State.FAILED and entry.retryable and entry.attempt < MAX_ATTEMPTS
+
+
+def diagram() -> str:
+    """The machine as a Mermaid diagram: every transition, events with the same way on one arrow."""
+    arrows: dict[tuple[State, State], list[Event]] = {}
+    for state, row in TRANSITIONS.items():
+        for event, after in row.items():
+            arrows.setdefault((state, after), []).append(event)
+    lines = [f"    {before} --> {after}: {', '.join(events)}" for (before, after), events in arrows.items()]
+    return "\n".join(("stateDiagram-v2", f"    [*] --> {State.IDLE}", *lines))
+
+
+def table() -> str:
+    """The machine as a Markdown table: where a restart goes on, and how long a state may take."""
+    rows = [f"| {state} | {RESUME[state]} | {_duration(DEADLINE_S[state])} |" for state in State]
+    return "\n".join(("| killed in | goes on in | deadline |", "| --- | --- | ---: |", *rows))
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if math.isfinite(seconds) and seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return "none"
+
+
+if __name__ == "__main__":
+    print(f"```mermaid\n{diagram()}\n```\n\n{table()}")  # noqa: T201 - what this command is for

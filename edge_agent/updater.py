@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -24,7 +25,19 @@ from edge_agent.probe import Trial, probe
 from edge_agent.protocol import DesiredState, Problem, Progress
 from edge_agent.schedule import Backoff
 from edge_agent.served import Served
-from edge_agent.states import TRANSITIONS, Entry, Event, Happening, State, advance, may_retry, resume
+from edge_agent.states import (
+    DEADLINE_S,
+    RISKY,
+    TRANSITIONS,
+    Entry,
+    Event,
+    Happening,
+    State,
+    advance,
+    deadline_exceeded,
+    may_retry,
+    resume,
+)
 from edge_agent.store import Store
 from engine.artifact import Manifest
 from engine.errors import BundleError
@@ -37,7 +50,7 @@ class UpdaterSettings:
     """Patience and reserves."""
 
     disk_reserve_bytes: int = 256 << 20
-    probe_timeout_s: float = 120.0
+    deadline_s: Mapping[State, float] = field(default_factory=lambda: DEADLINE_S)
     retry: Backoff = field(default_factory=lambda: Backoff(5.0, 600.0))
 
 
@@ -99,12 +112,16 @@ class Updater:
     async def run(self) -> None:
         """For ever."""
         await self._journal()
+        num_repeats = 0
         while True:
-            happening = await self._perform()
+            before, happening = self._entry.state, await self._perform()
             self._entry = advance(self._entry, happening)
             await self._journal()
             log.info("update.state", state=self._entry.state, after=happening.event, **self._ids())
             self.on_change(self._entry)
+            num_repeats = num_repeats + 1 if (before, happening.event) == (self._entry.state, Event.GAVE_UP) else 0
+            if num_repeats:
+                await asyncio.sleep(self._settings.retry.delay_s(num_repeats))
 
     async def _journal(self) -> None:
         """Nothing goes on before the journal knows; a disk that takes no more bytes must not end the serving."""
@@ -147,14 +164,21 @@ class Updater:
             await self._poke_or(None)
 
     async def _caught(self, effect: Callable[[], Awaitable[Happening]]) -> Happening:
-        """Whatever goes wrong in an effect becomes an event with a reason code."""
+        """Whatever goes wrong in an effect, or takes too long, becomes an event with a reason code."""
+        state = self._entry.state
+        deadline_s = self._settings.deadline_s[state]
         try:
-            return await effect()
+            async with asyncio.timeout(deadline_s if math.isfinite(deadline_s) else None) as deadline:
+                return await effect()
         except (AgentError, BundleError) as error:
             problem = error.as_problem() if isinstance(error, AgentError) else Problem(error.code, str(error))
             is_passing = isinstance(error, TransientError) and not self._took_the_engine_down(error)
             return Happening(Event.GAVE_UP, problem=problem, retryable=is_passing)
         except OSError as error:
+            if deadline.expired():
+                return Happening(
+                    Event.GAVE_UP, problem=deadline_exceeded(state, deadline_s), retryable=state not in RISKY
+                )
             problem = Problem("disk_error", f"{error}: look at the device's disk and its free space")
             return Happening(Event.GAVE_UP, problem=problem, retryable=True)
         except Exception as error:
@@ -232,7 +256,7 @@ class Updater:
         staged = self._parts.host.staged
         assert staged is not None
         if staged.served:
-            await probe(self._trials(staged.served), timeout_s=self._settings.probe_timeout_s)
+            await probe(self._trials(staged.served))
         return Happening(Event.PROBED)
 
     def _trials(self, staged: Served) -> list[Trial]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import pytest
 
 from edge_agent.protocol import DesiredState, Problem
 from edge_agent.states import (
+    DEADLINE_S,
     MAX_ATTEMPTS,
     MAX_RESUMPTIONS,
     RESUME,
@@ -20,8 +23,10 @@ from edge_agent.states import (
     RefusedTransitionError,
     State,
     advance,
+    diagram,
     may_retry,
     resume,
+    table,
 )
 
 OLD, NEW, NEWER = (DesiredState("dev", revision) for revision in (1, 2, 3))
@@ -48,8 +53,24 @@ def in_state(state: State, **changes: object) -> Entry:
     return replace(Entry(state, served=OLD, target=NEW), **changes)
 
 
-def test_every_state_is_in_both_tables() -> None:
-    assert set(TRANSITIONS) == set(RESUME) == set(State)
+def test_every_state_is_in_all_tables() -> None:
+    assert set(TRANSITIONS) == set(RESUME) == set(DEADLINE_S) == set(State)
+
+
+def test_whatever_has_a_deadline_can_be_given_up() -> None:
+    assert {s for s in State if Event.GAVE_UP in TRANSITIONS[s]} == {s for s in State if math.isfinite(DEADLINE_S[s])}
+
+
+def test_what_must_be_done_is_tried_again_and_keeps_its_reason() -> None:
+    for state in (State.COMMITTED, State.ROLLING_BACK):
+        entry = in_state(state, problem=PROBLEM)
+        assert advance(entry, Happening(Event.GAVE_UP, problem=Problem("other", "words"))) == entry
+
+
+def test_the_readme_has_the_diagram_and_the_table() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert f"```mermaid\n{diagram()}\n```" in readme, "paste what `python -m edge_agent.states` prints"
+    assert table() in readme, "paste what `python -m edge_agent.states` prints"
 
 
 @pytest.mark.parametrize(("state", "event"), list(product(State, Event)))

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.protocol import ReleaseRef
+from edge_agent.host import Host
+from edge_agent.protocol import DesiredState, ReleaseRef, UpdateState
+from edge_agent.states import DEADLINE_S
 from tests.edge_agent.conftest import Catalogue
 from tests.simulators.agent_run import running_agent
 from tests.simulators.fleet_server import Cut, FleetServer, Hold, Lost, Status, WrongBytes
@@ -318,3 +320,41 @@ async def test_a_device_with_a_wrong_clock_goes_by_the_servers(fleet, catalogue,
     async with running_agent(tmp_path / "state", fleet) as agent:
         agent.daemon.components.client._signer._offset_s = -1e6
         await agent.until_serving(1)
+
+
+async def test_a_probe_that_takes_too_long_is_given_up_by_name(fleet, catalogue, tmp_path: Path) -> None:
+    base = catalogue.base()
+    fleet.want(base)
+    async with running_agent(tmp_path / "state", fleet, probe_timeout_s=0.3, engine={"step_s": 0.3}) as agent:
+        await agent.until_failed(1)
+        problem = agent.updater.entry.problem
+        assert (problem.code, problem.evidence["state"]) == ("deadline_exceeded", "probing")
+        assert not agent.updater.entry.retryable
+
+
+async def test_an_effect_that_hangs_is_given_up_and_tried_again(fleet, catalogue, tmp_path: Path) -> None:
+    hold = Hold(threading.Event())
+    fleet.order("/releases/", hold)
+    fleet.want(catalogue.base())
+    async with running_agent(tmp_path / "state", fleet) as agent:
+        deadlines = {**DEADLINE_S, UpdateState.FETCHING: 0.2}
+        agent.updater._settings = replace(agent.updater._settings, deadline_s=deadlines)
+        await agent.until(lambda: any(r.problem and r.problem.code == "deadline_exceeded" for r in fleet.reports))
+        await agent.until_serving(1)
+        hold.release.set()
+
+
+async def test_an_activation_that_fails_is_done_again(fleet, catalogue, tmp_path: Path, monkeypatch) -> None:
+    activate, num_tries = Host.activate, []
+
+    async def fails_first(host: Host, desired: DesiredState) -> None:
+        num_tries.append(desired.revision)
+        if len(num_tries) == 1:
+            raise OSError("out of luck")
+        await activate(host, desired)
+
+    monkeypatch.setattr(Host, "activate", fails_first)
+    fleet.want(catalogue.base())
+    async with running_agent(tmp_path / "state", fleet) as agent:
+        await agent.until_serving(1)
+        assert agent.states[-3:] == ["committed", "committed", "idle"]

@@ -1,0 +1,104 @@
+"""An agent as a process of its own that is born with its imports done, and with a fault in it.
+
+A fork server imports the agent once; each agent is forked from it, so that a case starts in some milliseconds. It is a
+real process: it has its own memory, is killed by SIGKILL, and starts engine processes of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from edge_agent.__main__ import app
+from tests.kill_matrix.faults import Fault, install
+from tests.simulators.agent_run import quick_config
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["tests.kill_matrix.agent"])
+
+
+def _main(state_dir: Path, environment: dict[str, str], fault: Fault, log: Path) -> None:
+    """In the new process: what `python -m edge_agent run` does, with the fault around it."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ.update(environment)
+    install(state_dir, fault)
+    try:
+        app(["run"], standalone_mode=True)
+    except SystemExit as end:
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else 1)
+
+
+@dataclass(slots=True)
+class ForkedAgent:
+    """An agent on a state directory."""
+
+    state_dir: Path
+    server: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    process: Any = None
+
+    @property
+    def log(self) -> Path:
+        return self.state_dir.with_suffix(".log")
+
+    def start(self, fault: Fault, *, keeps_api: bool = False) -> None:
+        if not keeps_api:
+            (self.state_dir / "run" / "api.json").unlink(missing_ok=True)
+        settings = {"engine_hang_timeout_s": 20.0} | self.settings
+        config = quick_config(self.state_dir, self.server, **settings).model_dump(mode="json", exclude_none=True)
+        ours = {f"SOCLE_AGENT_{k.upper()}": v if isinstance(v, str) else json.dumps(v) for k, v in config.items()}
+        self.process = _SERVER.Process(target=_main, args=(self.state_dir, ours, fault, self.log), daemon=True)
+        self.process.start()
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs, the negative signal if it was killed."""
+        return self.process.exitcode
+
+    def wait(self, timeout_s: float) -> int | None:
+        self.process.join(timeout_s)
+        return self.exit_code
+
+    def is_paused(self) -> bool:
+        with suppress(psutil.NoSuchProcess):
+            return psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED
+        return False
+
+    def signal(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
+
+    def stop(self) -> int | None:
+        """As an init system would; returns the exit code."""
+        self.signal(signal.SIGTERM)
+        return self.wait(30)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join(10)
+
+    def ask(self, model: str) -> str | None:
+        """The answer to "hi", None if there is none now."""
+        try:
+            port = json.loads((self.state_dir / "run" / "api.json").read_bytes())["port"]
+            with closing(HTTPConnection("127.0.0.1", port, timeout=15.0)) as connection:
+                body = json.dumps({"model": model, "messages": [{"role": "user", "content": "hi"}]})
+                connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+                answer = connection.getresponse()
+                document = json.loads(answer.read())
+            return str(document["choices"][0]["message"]["content"]) if answer.status == 200 else None
+        except (OSError, ValueError, HTTPException):
+            return None

@@ -1,0 +1,97 @@
+"""The table of cases, made from the points that an undisturbed update goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from tests.kill_matrix.faults import Act, Point, Side
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A fault in a scenario."""
+
+    scenario: str
+    act: Act
+    point: Point
+    side: Side = Side.BEFORE
+
+    def __str__(self) -> str:
+        return f"{self.scenario}: {self.act} {self.side} {self.point}"
+
+
+Traces = Mapping[str, Sequence[Point]]
+
+
+def cases(traces: Traces) -> list[Case]:
+    """All cases, from the points that each scenario's update goes through."""
+    return [
+        *_killed(traces),
+        *_power_lost(traces),
+        *_failed(traces),
+        *_in_each_state(traces),
+        *_again_and_again(traces),
+    ]
+
+
+def _killed(traces: Traces) -> Iterator[Case]:
+    """At every point of an adapter's update; in the other scenarios where the state changes and around each step."""
+    for point in traces["adapter"]:
+        if point.operation != "unlink":
+            yield Case("adapter", Act.KILL, point)
+        if point.operation in ("rename", "fsync") or not _is_on_disk(point):
+            yield Case("adapter", Act.KILL, point, Side.AFTER)
+    for scenario in ("base", "first", "refused"):
+        for point in traces[scenario]:
+            if _is_entry(point) or _is_step(point):
+                yield Case(scenario, Act.KILL, point)
+            if _is_step(point):
+                yield Case(scenario, Act.KILL, point, Side.AFTER)
+
+
+def _power_lost(traces: Traces) -> Iterator[Case]:
+    """Where files of a release get their names, and in one write of the journal: that is the same in each state."""
+    for point in traces["first"]:
+        if _is_on_disk(point) and ("/" in point.object or point.object == "bundles" or point.state == "verifying"):
+            yield Case("first", Act.POWER_LOSS, point)
+
+
+def _failed(traces: Traces) -> Iterator[Case]:
+    """Each operation fails once, on the way there and on the way back; the journal's in one state for all."""
+    for point in traces["adapter"]:
+        if not _is_journals(point) or point.state == "verifying":
+            yield Case("adapter", Act.FAIL, point)
+    for point in traces["refused"]:
+        if point.state in ("rolling_back", "failed") and not _is_journals(point):
+            yield Case("refused", Act.FAIL, point)
+
+
+def _in_each_state(traces: Traces) -> Iterator[Case]:
+    """What may befall a device at any time."""
+    acts = (Act.DISK_FULL, Act.READ_ONLY, Act.CLOCK_FORWARD, Act.CLOCK_BACK, Act.SERVER_GONE, Act.SECOND_AGENT)
+    for act in acts:
+        yield from (Case("adapter", act, point, Side.AFTER) for point in traces["adapter"] if _is_entry(point))
+
+
+def _again_and_again(traces: Traces) -> Iterator[Case]:
+    """A release that takes the whole device down each time: the agent must stop trying."""
+    for point in traces["adapter"]:
+        if point.state in ("switching", "probing", "committed") and (_is_entry(point) or _is_step(point)):
+            yield Case("adapter", Act.BOOT_LOOP, point, Side.AFTER)
+
+
+def _is_entry(point: Point) -> bool:
+    return point.object == "journal"
+
+
+def _is_step(point: Point) -> bool:
+    return point.object[0].isupper() or point.operation == "probe"
+
+
+def _is_journals(point: Point) -> bool:
+    return "journal" in point.object or point.object == "."
+
+
+def _is_on_disk(point: Point) -> bool:
+    return not _is_entry(point) and not _is_step(point)
