@@ -111,6 +111,12 @@ class EngineChild:
                 limit=MAX_LINE_BYTES,
                 pass_fds=(marker.descriptor,),
             )
+        except OSError as error:
+            marker.close()
+            raise EngineGoneError(
+                f"the engine process can't be started ({error}): look at the device's memory and at engine_command",
+                code="engine_not_started",
+            ) from error
         except BaseException:
             marker.close()
             raise

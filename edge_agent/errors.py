@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from edge_agent.protocol import Problem
+from engine.errors import BundleError
 
 CLIENTS_FAULTS: Final = frozenset({"invalid_input", "unsupported_input", "context_length_exceeded"})
 """Codes by which the engine says that a request is wrong in itself."""
@@ -157,3 +158,12 @@ class EngineRefusedError(FinalError):
     """The engine turned a call or a request down; `code` is the engine's own."""
 
     code = "engine_refused"
+
+
+def problem_of(error: AgentError | BundleError | OSError) -> Problem:
+    """What the report to the fleet says of an error."""
+    if isinstance(error, AgentError):
+        return error.as_problem()
+    if isinstance(error, BundleError):
+        return Problem(error.code, str(error))
+    return Problem("disk_error", f"{error}: look at the device's disk and its free space")

@@ -22,7 +22,14 @@ from edge_agent.business import Profile, profile_of
 from edge_agent.checks import memory_bytes
 from edge_agent.engine_child import ChildSettings, EngineChild
 from edge_agent.engine_wire import Heartbeat, Prompt
-from edge_agent.errors import AgentError, EngineGoneError, NotServingError, QuarantinedError, TransientError
+from edge_agent.errors import (
+    AgentError,
+    EngineGoneError,
+    NotServingError,
+    QuarantinedError,
+    TransientError,
+    problem_of,
+)
 from edge_agent.memory import available_bytes, engine_budget_bytes
 from edge_agent.protocol import DesiredState, Problem, ReleaseRef
 from edge_agent.quarantine import MOST_CRASHES, Quarantine
@@ -153,7 +160,7 @@ class Host:
         staged, old = self._staged, self._served
         if staged is None and self._committed == desired and (old is None or old.desired == desired):
             return  # after a restart: `start` has begun already
-        self._committed, self._staged, self._fresh = desired, None, None
+        self._committed = desired
         self._num_failures, self._isolates = 0, False
         self.quarantine.keep_only({ref.digest for ref in desired.adapters})
         await self._stop_reviving()
@@ -162,6 +169,7 @@ class Host:
         else:
             self._exchange(None)
             self.start(desired)
+        self._staged = self._fresh = None
         if old and not (self._served and self._served.child is old.child):
             self._spawn(self._retire(old.child))
         if self._served:
@@ -354,7 +362,7 @@ class Host:
                 await asyncio.sleep(self._settings.restart.delay_s(self._num_failures - 1))
             try:
                 await self._bring_up_once(self._committed, self._committed.base)
-            except AgentError as error:
+            except (AgentError, OSError) as error:
                 self._num_failures += 1
                 self._note_failure(self._committed, error)
 
@@ -362,18 +370,18 @@ class Host:
         child = await self._start_child(base)
         try:
             await self._load_adapters(child, desired)
+            if not child.is_alive:
+                raise EngineGoneError("the engine died as soon as it was up")  # noqa: TRY301 - stopped below
+            self._exchange(self._served_on(child, desired))
         except BaseException:
             await child.stop()
             raise
-        if not child.is_alive:
-            raise EngineGoneError("the engine died as soon as it was up")
-        self._exchange(self._served_on(child, desired))
         log.info("host.serving", revision=desired.revision, pid=child.pid, backend=child.backend)
 
-    def _note_failure(self, desired: DesiredState, error: AgentError) -> None:
-        log.warning("host.start_failed", code=error.code, error=str(error))
-        self.problem = error.as_problem()
-        if error.code == "bad_bundle":
+    def _note_failure(self, desired: DesiredState, error: AgentError | OSError) -> None:
+        self.problem = problem_of(error)
+        log.warning("host.start_failed", code=self.problem.code, error=str(error))
+        if self.problem.code == "bad_bundle":
             self.on_damage(desired)
 
     async def _wait_until_ready(self) -> None:

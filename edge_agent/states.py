@@ -115,7 +115,7 @@ Calls within an effect have shorter limits of their own. These end what nobody t
 half-way through an update. What committed and rolling back do must be done, so it is tried again.
 """
 
-RISKY = frozenset({State.SWITCHING, State.PROBING})
+RISKY = frozenset({State.SWITCHING, State.PROBING, State.COMMITTED})
 """States in which a release may take the device down: resuming them is counted, so that a reboot loop ends."""
 
 
@@ -138,6 +138,7 @@ class Entry:
     """All that the machine must know after a power loss; `edge_agent.journal` keeps it.
 
     served: the desired state that was reached last, which is what the device serves. target: the one being worked on.
+    previous: what was served before, until the new one has settled.
     attempt counts tries of the target after transient failures, resumptions those after restarts in a risky state.
     """
 
@@ -148,6 +149,7 @@ class Entry:
     retryable: bool = False
     attempt: int = 0
     resumptions: int = 0
+    previous: DesiredState | None = None
 
 
 def advance(entry: Entry, happening: Happening) -> Entry:
@@ -159,17 +161,19 @@ def advance(entry: Entry, happening: Happening) -> Entry:
     entry = replace(entry, state=state)
     match happening.event:
         case Event.WANTED:
-            return _taken_up(entry, happening.target)
+            entry = _taken_up(entry, happening.target)
         case Event.SUPERSEDED:
-            return _taken_up(entry, happening.target) if state is State.FETCHING else replace(entry, problem=None)
+            entry = _taken_up(entry, happening.target) if state is State.FETCHING else replace(entry, problem=None)
         case Event.GAVE_UP if not is_done_again:
-            return replace(entry, problem=happening.problem, retryable=happening.retryable)
+            entry = replace(entry, problem=happening.problem, retryable=happening.retryable)
         case Event.PROBED:
-            return replace(entry, served=entry.target, problem=None, attempt=0, resumptions=0)
+            reached = replace(entry, served=entry.target, previous=entry.served)
+            entry = replace(reached, problem=None, attempt=0, resumptions=0)
+        case Event.SETTLED:
+            entry = replace(entry, previous=None, resumptions=0)
         case Event.RETRY:
-            return replace(entry, problem=None, attempt=entry.attempt + 1, resumptions=0)
-        case _:
-            return entry
+            entry = replace(entry, problem=None, attempt=entry.attempt + 1, resumptions=0)
+    return entry
 
 
 def _taken_up(entry: Entry, target: DesiredState | None) -> Entry:
@@ -188,7 +192,8 @@ def resume(entry: Entry) -> Entry:
         "look at the device's memory and its system log, then roll out another revision.",
         {"state": entry.state},
     )
-    return replace(entry, state=State.ROLLING_BACK, problem=problem, retryable=False)
+    served = entry.previous if entry.state is State.COMMITTED else entry.served
+    return replace(entry, state=State.ROLLING_BACK, served=served, previous=None, problem=problem, retryable=False)
 
 
 def deadline_exceeded(state: State, deadline_s: float) -> Problem:

@@ -16,7 +16,7 @@ import structlog
 
 from edge_agent import checks
 from edge_agent.client import FleetClient
-from edge_agent.errors import AgentError, EngineGoneError, TransientError
+from edge_agent.errors import AgentError, EngineGoneError, TransientError, problem_of
 from edge_agent.fetcher import Fetcher
 from edge_agent.host import Host
 from edge_agent.journal import Journal
@@ -171,16 +171,14 @@ class Updater:
             async with asyncio.timeout(deadline_s if math.isfinite(deadline_s) else None) as deadline:
                 return await effect()
         except (AgentError, BundleError) as error:
-            problem = error.as_problem() if isinstance(error, AgentError) else Problem(error.code, str(error))
             is_passing = isinstance(error, TransientError) and not self._took_the_engine_down(error)
-            return Happening(Event.GAVE_UP, problem=problem, retryable=is_passing)
+            return Happening(Event.GAVE_UP, problem=problem_of(error), retryable=is_passing)
         except OSError as error:
             if deadline.expired():
-                return Happening(
-                    Event.GAVE_UP, problem=deadline_exceeded(state, deadline_s), retryable=state not in RISKY
-                )
-            problem = Problem("disk_error", f"{error}: look at the device's disk and its free space")
-            return Happening(Event.GAVE_UP, problem=problem, retryable=True)
+                problem, is_passing = deadline_exceeded(state, deadline_s), state not in RISKY
+            else:
+                problem, is_passing = problem_of(error), True
+            return Happening(Event.GAVE_UP, problem=problem, retryable=is_passing)
         except Exception as error:
             if Event.GAVE_UP not in TRANSITIONS[self._entry.state]:
                 raise

@@ -153,6 +153,17 @@ def test_a_reboot_loop_ends_in_a_roll_back_with_a_reason(state: State) -> None:
     assert last.problem.code == "restarted_too_often"
 
 
+def test_a_set_that_takes_the_device_down_when_it_is_activated_gives_way_to_the_one_before() -> None:
+    entry = advance(in_state(State.PROBING), Happening(Event.PROBED))
+    assert (entry.served, entry.previous) == (NEW, OLD)
+    assert advance(entry, Happening(Event.SETTLED)).previous is None
+    for _ in range(MAX_RESUMPTIONS):
+        entry = resume(entry)
+    assert (entry.state, entry.served) == (State.COMMITTED, NEW)
+    last = resume(entry)
+    assert (last.state, last.served, last.problem.code) == (State.ROLLING_BACK, OLD, "restarted_too_often")
+
+
 def test_slow_downloads_may_be_interrupted_for_ever() -> None:
     entry = in_state(State.DOWNLOADING)
     for _ in range(10 * MAX_RESUMPTIONS):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from edge_agent.states import RISKY, State
 from tests.kill_matrix.faults import Act, Point, Side
 
 
@@ -77,7 +78,7 @@ def _in_each_state(traces: Traces) -> Iterator[Case]:
 def _again_and_again(traces: Traces) -> Iterator[Case]:
     """A release that takes the whole device down each time: the agent must stop trying."""
     for point in traces["adapter"]:
-        if point.state in ("switching", "probing", "committed") and (_is_entry(point) or _is_step(point)):
+        if point.operation in ("write", "stage", "probe", "activate") and State(point.state) in RISKY:
             yield Case("adapter", Act.BOOT_LOOP, point, Side.AFTER)
 
 

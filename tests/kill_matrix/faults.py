@@ -93,7 +93,7 @@ class Injector:
         self._fault = fault
         self._counts: Counter[tuple[str, str, str]] = Counter()
         self._disk_error: int | None = None
-        self.power = Power(state_dir, fault.notes)
+        self.power = Power(state_dir, fault.notes) if fault.act is Act.POWER_LOSS else None
         self._trace = (fault.notes / "trace").open("a", buffering=1) if fault.act is None else None
 
     def reached(self, operation: str, thing: str) -> Point:
@@ -115,6 +115,7 @@ class Injector:
             case Act.KILL | Act.BOOT_LOOP:
                 os.kill(os.getpid(), signal.SIGKILL)
             case Act.POWER_LOSS:
+                assert self.power is not None
                 self.power.lose()
                 os.kill(os.getpid(), signal.SIGKILL)
             case Act.SERVER_GONE | Act.SECOND_AGENT:
@@ -188,7 +189,8 @@ def _around_disk(injector: Injector, name: str, real: Callable[..., Any]) -> Cal
         injector.strike(point, Side.BEFORE)
         if injector.is_ours(path):
             injector.check_disk(frees=name == "unlink")
-        injector.power.note(name, path, *rest)
+        if injector.power:
+            injector.power.note(name, path, *rest)
         try:
             return real(path, *rest, **options)
         finally:  # what was not there to be removed, or was there already, counts as well

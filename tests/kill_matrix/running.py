@@ -102,7 +102,7 @@ class Stage:
         return (self.notes / "struck").exists()
 
     def until_struck(self) -> None:
-        self.until(lambda: self.is_struck or self.is_settled(), "the fault")
+        self.until(lambda: self.is_struck or (self.is_settled() and self.has_reported()), "the fault")
         if not self.is_struck:
             raise WrongError("the update has ended without the fault")
 
@@ -240,9 +240,11 @@ def _start_second(stage: Stage) -> None:
 
 
 def _want_new(stage: Stage, client: Client) -> None:
-    """Roll the new set out once the old one is served, or once the agent is gone: then it waits for the next one."""
+    """Roll the new set out once the old one is served, or once the fault has come: then it waits for what follows."""
     deadline_s = time.monotonic() + PATIENCE_S
     while stage.scenario.old and not any(client.answers) and stage.agent.exit_code is None:
+        if stage.agent.is_paused():
+            break
         if time.monotonic() > deadline_s:
             raise WrongError("the old set did not come up")
         time.sleep(0.01)
