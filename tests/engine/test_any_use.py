@@ -201,6 +201,7 @@ class Day:
         return self.engine.stats().total
 
 
+@pytest.mark.timeout(600)  # on a machine that does much else
 @settings(max_examples=10, phases=(Phase.explicit, Phase.reuse, Phase.generate))  # a smaller seed is no simpler
 @given(seed=st.integers(0, 2**32))
 def test_nothing_leaks_in_ten_thousand_events(bundles, seed):

@@ -166,6 +166,19 @@ def test_a_restart_keeps_what_was_of_use_for_the_same_and_nothing_else(open_engi
     assert ask(open_engine(**disk))[1] > 0
 
 
+def test_keys_and_values_of_other_arithmetic_never_hit(open_engine, tmp_path):
+    """Even if they have the same size: a later version of the core may round differently."""
+    disk = {"prefix_cache_dir": str(tmp_path / "cache")}
+    engine = open_engine(**disk)
+    ask(engine)
+    ask(engine)
+    open_engine.close(engine)
+    other, same = open_engine(**disk), open_engine(**disk)
+    other.backend.numerics += " of tomorrow"
+    assert ask(other)[1] == 0
+    assert ask(same)[1] == len(PROMPT) - 1
+
+
 @pytest.mark.parametrize("place", [0.01, 0.3, 0.6, 0.999])
 def test_a_flipped_byte_on_the_disk_never_hits(open_engine, tmp_path, place):
     disk = {"prefix_cache_dir": str(tmp_path / "cache")}
