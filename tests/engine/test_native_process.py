@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -188,9 +189,11 @@ def test_what_the_caller_does_for_long_between_steps_is_its_own_business(base):
     busy_until = time.thread_time() + 0.5
     while time.thread_time() < busy_until:
         pass
-    started_at = time.perf_counter()
+    me = str(threading.get_native_id())
+    started_at, waited_before_ns = time.perf_counter(), thread_times_ns()[me][1]
     backend.step([Segment(state, token_ids, None, ())])
-    assert 0.2 < time.perf_counter() - started_at < 1.2
+    passed_s = time.perf_counter() - started_at
+    assert 0.2 < passed_s - (thread_times_ns()[me][1] - waited_before_ns) / 1e9 < 1.2  # less what a busy machine costs
 
 
 def shares_of(work, seconds):
