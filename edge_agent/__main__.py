@@ -31,6 +31,7 @@ from edge_agent.enrolment import enrol as enrol_device
 from edge_agent.enrolment import identity_of
 from edge_agent.errors import TransientError, UserError
 from edge_agent.fetcher import Fetcher
+from edge_agent.gate import Gate
 from edge_agent.host import Host, HostSettings
 from edge_agent.journal import Journal
 from edge_agent.patience import FetchPolicy
@@ -111,6 +112,29 @@ def status(
         status_command.print_status(found, Console())
 
 
+@app.command()
+def pause(state_dir: StateDirOption = None) -> None:
+    """Stop downloads until `resume`; what is served goes on."""
+    _set_paused(_load({"state_dir": state_dir}), is_paused=True)
+
+
+@app.command()
+def resume(state_dir: StateDirOption = None) -> None:
+    """Let downloads go on where they stopped."""
+    _set_paused(_load({"state_dir": state_dir}), is_paused=False)
+
+
+def _set_paused(config: AgentConfig, *, is_paused: bool) -> None:
+    marker = StateDir(config.state_dir).paused
+    if not marker.parent.is_dir():
+        raise _exit(UserError(f"{marker.parent} is no agent's state directory: name it with --state-dir"))
+    if is_paused:
+        marker.touch()
+    else:
+        marker.unlink(missing_ok=True)
+    typer.echo("Downloads are paused." if is_paused else "Downloads may run.")
+
+
 async def _serve(config: AgentConfig) -> None:
     state_dir = StateDir(config.state_dir)
     state_dir.make()
@@ -135,12 +159,14 @@ def assemble(config: AgentConfig, state_dir: StateDir, identity: Identity, http:
     client = FleetClient(identity.server, signer, http)
     store = Store(state_dir.root)
     host = Host(store, _host_settings(config, state_dir), Quarantine(state_dir.quarantine))
-    fetcher = Fetcher(client, store, _fetch_policy(config))
+    fetcher = Fetcher(client, store, _fetch_policy(config), Gate(config.download_window, state_dir.paused))
     parts = Parts(Journal(state_dir.root), store, client, fetcher, host, total_memory_bytes)
     updater = Updater(
         parts,
         UpdaterSettings(
             disk_reserve_bytes=config.disk_reserve_bytes,
+            spare_adapter_bytes=config.spare_adapter_bytes,
+            download_bytes_per_s=config.max_download_bytes_per_s,
             deadline_s={**DEADLINE_S, State.PROBING: config.probe_timeout_s},
             retry=Backoff(10 * config.retry_first_s, 10 * config.retry_longest_s),
         ),

@@ -10,17 +10,22 @@ import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from edge_agent.business import KNOWN_OPTIONS, read_profile
 from edge_agent.errors import UserError
+from edge_agent.gate import Window
 from engine.errors import InvalidInputError
 
 PREFIX = "SOCLE_AGENT_"
+
+
+def _window(value: object) -> object:
+    return Window.parse(value) if isinstance(value, str) else value
 
 
 def _default_state_dir() -> Path:
@@ -69,7 +74,14 @@ class AgentConfig(BaseSettings):
     retry_first_s: float = Field(default=0.5, gt=0)
     retry_longest_s: float = Field(default=60.0, gt=0)
     longest_poll_backoff_s: float = Field(default=300.0, gt=0)
+    max_download_bytes_per_s: int | None = Field(default=None, ge=1)
+    """The fleet may set a lower one."""
+    download_window: Annotated[Window | None, BeforeValidator(_window), NoDecode] = None
+    """When downloads may run, such as `22:00-06:00 Europe/Berlin`. None is at any time."""
     disk_reserve_bytes: int = Field(default=256 << 20, ge=0)
+    """Never downloaded into, so that the agent can go on writing."""
+    spare_adapter_bytes: int = Field(default=256 << 20, ge=0)
+    """Adapters that are not needed now stay within this, as they may come back."""
 
     telemetry_interval_s: float | None = Field(default=None, gt=0)
     """None sends as often as five polls, at least once a minute."""

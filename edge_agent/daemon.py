@@ -271,6 +271,7 @@ class Daemon:
         return components.device.status(components.updater.entry, components.updater.progress, components.host) | {
             "written_at_s": time.time(),
             "api": str(self.api or ""),
+            "downloads_held_up_by": components.updater.held_up_by,
             "server": {
                 "url": components.device.identity.server,
                 "last_contact_at_s": self._last_contact_s,

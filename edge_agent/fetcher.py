@@ -17,6 +17,7 @@ import structlog
 
 from edge_agent.client import FleetClient
 from edge_agent.errors import DamagedError, DiskFullError, TransientError, UnavailableError
+from edge_agent.gate import Gate
 from edge_agent.landing import Landing, OnBytes, runs
 from edge_agent.part_file import PartFile, Source
 from edge_agent.patience import FetchPolicy, Floor, Pace, RetryBudget
@@ -35,7 +36,9 @@ _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 class Fetcher:
     """Brings a release's files into the store's partial directory."""
 
-    def __init__(self, client: FleetClient, store: Store, policy: FetchPolicy) -> None:
+    def __init__(self, client: FleetClient, store: Store, policy: FetchPolicy, gate: Gate | None = None) -> None:
+        """Without a gate, downloads run at any time."""
+        self.gate = gate or Gate()
         self._client = client
         self._store = store
         self.policy = policy
@@ -115,6 +118,7 @@ class Fetcher:
         for run in runs(missing):
             landing = Landing(part, run, transfer.on_bytes)
             while landing.start < landing.stop:
+                await self.gate.wait()
                 try:
                     await self._attempt(file, landing, transfer)
                 except TransientError as error:
@@ -142,11 +146,11 @@ class Fetcher:
                     num_unwanted = max(0, num_unwanted - len(data))
                     if landing.start > start:
                         transfer.budget.refill()
-                    if landing.start == stop:
+                    if landing.start == stop or self.gate.reason:
                         break
         finally:
             await landing.settle()
-        if landing.start < stop:
+        if landing.start < stop and not self.gate.reason:
             raise UnavailableError(f"{file.path} ended {stop - landing.start} bytes too early", code="cut_off")
 
 

@@ -39,6 +39,11 @@ class StateDir:
         return self.root / "run" / "api.json"
 
     @property
+    def paused(self) -> Path:
+        """There while a person wants no downloads."""
+        return self.root / "paused"
+
+    @property
     def quarantine(self) -> Path:
         """Which adapters took the engine down how often."""
         return self.root / "quarantine.json"

@@ -113,7 +113,8 @@ def _state(status: dict[str, Any]) -> str:
     if not progress:
         return str(status["state"])
     share = progress["done_bytes"] / max(progress["total_bytes"], 1)
-    return f"{status['state']}, {share:.0%} of {_mebibytes(progress['total_bytes'])}"
+    held_up = f" ({reason.replace('_', ' ')})" if (reason := status.get("downloads_held_up_by")) else ""
+    return f"{status['state']}, {share:.0%} of {_mebibytes(progress['total_bytes'])}{held_up}"
 
 
 def _set(served: dict[str, Any] | None) -> str:

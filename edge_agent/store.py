@@ -22,7 +22,15 @@ import structlog
 
 from edge_agent.journal import replace_file, sync_directory
 from edge_agent.part_file import PartFile, Source, Write
-from engine.artifact import MANIFEST_NAME, FileEntry, Manifest, parse_manifest, read_manifest, sha256_file
+from engine.artifact import (
+    MANIFEST_NAME,
+    AdapterManifest,
+    FileEntry,
+    Manifest,
+    parse_manifest,
+    read_manifest,
+    sha256_file,
+)
 from engine.chunk_index import ChunkIndex, IndexedFile, parse_index
 from engine.errors import BundleError
 
@@ -178,13 +186,41 @@ class Store:
         (self._bundles / digest).rename(self._partial / digest)
         _demote_wrong_files(self._partial / digest, manifest)
 
-    def collect(self, keep: Collection[str]) -> int:
-        """Remove every bundle, whole or partial, that is not to be kept; returns how many went."""
-        doomed = [directory for directory in self._directories() if directory.name not in keep]
+    def collect(self, keep: Collection[str], spare_bytes: int = 0) -> int:
+        """Remove bundles that are not to be kept; returns how many went.
+
+        Adapters may come back, so those used last stay while they take no more than `spare_bytes` together.
+        """
+        for digest in keep:
+            with contextlib.suppress(OSError):
+                os.utime(self._bundles / digest)  # in use now
+        spare = self._spare_adapters(keep)
+        while sum(_size_bytes(directory) for directory in spare) > spare_bytes:
+            spare.pop(0)
+        doomed = [d for d in self._directories() if d.name not in keep and d not in spare]
         for directory in doomed:
-            _remove_bundle(directory)
-            log.info("store.bundle_removed", digest=directory.name)
+            self._evict(directory)
         return len(doomed)
+
+    def make_room(self, free_bytes: int, keep: Collection[str]) -> None:
+        """Remove adapters that are not to be kept, least recently used first, until so many bytes are free."""
+        for directory in self._spare_adapters(keep):
+            if self.free_bytes() >= free_bytes:
+                return
+            self._evict(directory)
+
+    def _spare_adapters(self, keep: Collection[str]) -> list[Path]:
+        """Whole adapters that nobody needs now, least recently used first."""
+        spare = [
+            self._bundles / directory.name
+            for directory in self._bundles.iterdir()
+            if directory.name not in keep and isinstance(self.manifest(directory.name), AdapterManifest)
+        ]
+        return sorted(spare, key=lambda directory: directory.stat().st_mtime_ns)
+
+    def _evict(self, directory: Path) -> None:
+        _remove_bundle(directory)
+        log.info("store.bundle_removed", digest=directory.name)
 
     def _directories(self) -> list[Path]:
         return [directory for place in (self._bundles, self._partial) for directory in place.iterdir()]
@@ -220,6 +256,10 @@ def _demote_wrong_files(directory: Path, manifest: Manifest) -> list[str]:
             else:
                 (directory / name).rename(directory / f"{name}.part")
     return wrong
+
+
+def _size_bytes(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.iterdir())
 
 
 def _allocated_bytes(path: Path) -> int:

@@ -50,6 +50,8 @@ class UpdaterSettings:
     """Patience and reserves."""
 
     disk_reserve_bytes: int = 256 << 20
+    spare_adapter_bytes: int = 0
+    download_bytes_per_s: int | None = None
     deadline_s: Mapping[State, float] = field(default_factory=lambda: DEADLINE_S)
     retry: Backoff = field(default_factory=lambda: Backoff(5.0, 600.0))
 
@@ -95,6 +97,11 @@ class Updater:
         """Where the machine is."""
         return self._entry
 
+    @property
+    def held_up_by(self) -> str:
+        """Why no bytes may come now, as `Gate.reason` says it; "" if they may."""
+        return self._parts.fetcher.gate.reason
+
     def want(self, desired: DesiredState) -> None:
         """Hear what the server wants; an older revision than one heard before is not listened to."""
         if self._wanted and desired.revision < self._wanted.revision:
@@ -137,7 +144,7 @@ class Updater:
     def collect_garbage(self) -> None:
         """Remove bundles that nobody needs any more; only while no update is under way."""
         if self._entry.state in (State.IDLE, State.FAILED):
-            self._parts.store.collect(keep=self._digests_in_use())
+            self._parts.store.collect(self._digests_in_use(), self._settings.spare_adapter_bytes)
 
     def _ids(self) -> dict[str, object]:
         problem = self._entry.problem
@@ -215,8 +222,10 @@ class Updater:
         """All that can be known to go wrong goes wrong here, before the first byte of payload."""
         store, manifests = self._parts.store, self._manifests()
         checks.check_set(self._target, manifests)
-        store.collect(keep=self._digests_in_use())
+        in_use = self._digests_in_use()
+        store.collect(in_use, self._settings.spare_adapter_bytes)
         missing = sum(store.room_needed(digest, manifest) for digest, manifest in manifests.items())
+        store.make_room(missing + self._settings.disk_reserve_bytes, in_use)
         room = checks.Room(store.free_bytes(), self._settings.disk_reserve_bytes, self._parts.total_memory_bytes())
         checks.check_room(self._target, manifests, missing, room)
         return Happening(Event.ADMITTED)
@@ -226,7 +235,8 @@ class Updater:
         total = sum(entry.size_bytes for manifest in manifests.values() for entry in manifest.files)
         missing = sum(self._parts.store.missing_bytes(d, m) for d, m in manifests.items())
         self.progress = Progress(total - missing, total)
-        pace = Pace(self._target.limits.download_bytes_per_s)
+        limits = (self._target.limits.download_bytes_per_s, self._settings.download_bytes_per_s)
+        pace = Pace(min((limit for limit in limits if limit), default=None))
         try:
             for digest, manifest in manifests.items():
                 await self._parts.fetcher.fetch(digest, manifest, pace, self._count_bytes)

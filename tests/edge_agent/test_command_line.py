@@ -144,3 +144,14 @@ async def test_a_device_does_not_go_over_to_another_server(fleet, tmp_path: Path
     with pytest.raises(NotEnrolledError, match="another --state-dir"):
         async with running_agent(tmp_path / "state", fleet, server="http://elsewhere.example"):
             pass
+
+
+def test_downloads_can_be_paused_and_resumed(run, tmp_path: Path) -> None:
+    done = run("pause")
+    assert (done.exit_code, "--state-dir" in done.output) == (2, True)
+    StateDir(tmp_path / "state").make()
+    assert run("pause").exit_code == 0
+    assert StateDir(tmp_path / "state").paused.exists()
+    for _ in range(2):
+        assert run("resume").exit_code == 0
+    assert not StateDir(tmp_path / "state").paused.exists()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
+import os
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -15,8 +17,16 @@ import httpx2
 import pytest
 
 from edge_agent.client import FleetClient
-from edge_agent.errors import AgentError, DamagedError, RefusedError, UnavailableError, UnreachableError
+from edge_agent.errors import (
+    AgentError,
+    DamagedError,
+    DiskFullError,
+    RefusedError,
+    UnavailableError,
+    UnreachableError,
+)
 from edge_agent.fetcher import Fetcher
+from edge_agent.gate import Gate
 from edge_agent.patience import FetchPolicy, Pace
 from edge_agent.protocol import EnrolRequest, Hardware, ReleaseRef
 from edge_agent.schedule import Backoff
@@ -276,6 +286,54 @@ async def test_an_index_that_lists_wrong_chunks_is_named(fleet, download: Downlo
     with pytest.raises(DamagedError) as caught:
         await download.run()
     assert caught.value.code == "bad_index"
+
+
+class FullDisk:
+    """Takes so many writes and no more, until it has room."""
+
+    def __init__(self, num_writes: int) -> None:
+        self.num_writes = num_writes
+        self.has_room = False
+
+    def __call__(self, descriptor: int, data: bytes, offset: int) -> int:
+        if self.num_writes == 0 and not self.has_room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.num_writes -= 1
+        return os.pwrite(descriptor, data, offset)
+
+
+@pytest.mark.parametrize("num_writes", range(1 + NUM_CHUNKS))
+async def test_a_disk_that_is_full_at_any_write_is_named_and_costs_nothing(
+    fleet, download: Download, tmp_path: Path, num_writes: int
+) -> None:
+    disk = FullDisk(num_writes)
+    download.fetcher._store = download.store = Store(tmp_path / "state", disk)
+    with pytest.raises(DiskFullError) as caught:
+        await download.run()
+    assert caught.value.code == "disk_full"
+    disk.has_room = True
+    await download.run()
+    download.store.complete(download.release.digest)
+    first_missing = max(0, num_writes - 1)  # the tokenizer was the first write
+    asked = ranges(fleet, download.path)
+    assert asked[-1] == (download.span(first_missing, NUM_CHUNKS - 1) if first_missing else None)
+
+
+async def test_a_pause_ends_the_request_and_a_resumption_goes_on(fleet, download: Download, tmp_path: Path) -> None:
+    pause, hold = tmp_path / "paused", Hold(threading.Event(), after_bytes=THIRD + 100)
+    download.fetcher.gate = Gate(paused=pause, look_again_s=0.01)
+    fleet.order(download.path, hold)
+    task = asyncio.create_task(download.run())
+    await asyncio.to_thread(hold.reached.wait)
+    pause.touch()
+    hold.release.set()
+    await asyncio.sleep(0.3)
+    assert not task.done()
+    assert len(ranges(fleet, download.path)) == 1
+    pause.unlink()
+    await task
+    download.store.complete(download.release.digest)
+    assert len(ranges(fleet, download.path)) == 2
 
 
 async def test_retry_after_is_obeyed(fleet, download: Download) -> None:

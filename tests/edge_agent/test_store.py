@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,63 @@ def test_garbage_goes_and_what_is_kept_stays(store: Store, tmp_path: Path) -> No
     assert store.holds(base)
     assert not store.holds(adapter)
     assert store.manifest(half) is None
+
+
+class SmallDisk(Store):
+    """Has fewer bytes free the more bundles there are."""
+
+    def free_bytes(self) -> int:
+        return 10_000 - 1000 * sum(1 for _ in self._bundles.iterdir())
+
+
+@pytest.fixture
+def spare(tmp_path: Path) -> tuple[Store, dict[str, str]]:
+    """A base in use and three adapters of 500 bytes, a manifest and an index each."""
+    store = SmallDisk(tmp_path / "state")
+    digests = {"base": make_base(tmp_path / "base", "base")}
+    for name in ("old", "older", "new"):
+        digests[name] = make_adapter(tmp_path / name, tmp_path / "base", name)
+    for age_s, name in enumerate(["base", "new", "old", "older"]):
+        store.complete(bring(store, tmp_path / name))
+        os.utime(store.bundle(digests[name]), (1e9 - age_s, 1e9 - age_s))
+    return store, digests
+
+
+def held(store: Store, digests: dict[str, str]) -> set[str]:
+    return {name for name, digest in digests.items() if store.holds(digest)}
+
+
+@pytest.mark.parametrize(
+    ("num_fitting", "kept"), [(0, set()), (1, {"new"}), (2, {"new", "old"}), (3, {"new", "old", "older"})]
+)
+def test_spare_adapters_stay_within_their_bytes(spare, num_fitting: int, kept: set[str]) -> None:
+    store, digests = spare
+    one = sum(path.stat().st_size for path in store.bundle(digests["older"]).iterdir())
+    store.collect({digests["base"]}, num_fitting * (one + 20))
+    assert held(store, digests) == {"base", *kept}
+
+
+def test_an_adapter_in_use_was_used_last(spare) -> None:
+    store, digests = spare
+    store.collect({digests["base"], digests["older"]}, 1 << 20)
+    store.make_room(8000, {digests["base"]})
+    assert held(store, digests) == {"base", "older"}
+
+
+@pytest.mark.parametrize(
+    ("free_bytes", "kept"),
+    [(6000, {"new", "old", "older"}), (7000, {"new", "old"}), (8000, {"new"}), (1 << 20, set())],
+)
+def test_room_is_made_by_the_adapter_used_longest_ago(spare, free_bytes: int, kept: set[str]) -> None:
+    store, digests = spare
+    store.make_room(free_bytes, {digests["base"]})
+    assert held(store, digests) == {"base", *kept}
+
+
+def test_spare_bases_go_at_once(spare) -> None:
+    store, digests = spare
+    store.collect({digests["new"]}, 1 << 20)
+    assert held(store, digests) == {"old", "older", "new"}
 
 
 def test_damaged_bundles_are_dropped_and_whole_ones_kept(store: Store, tmp_path: Path) -> None:

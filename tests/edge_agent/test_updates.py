@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ import pytest
 
 from edge_agent.host import Host
 from edge_agent.protocol import DesiredState, ReleaseRef, UpdateState
+from edge_agent.state_dir import StateDir
 from edge_agent.states import DEADLINE_S
 from tests.edge_agent.conftest import Catalogue
 from tests.simulators.agent_run import running_agent
@@ -240,6 +242,57 @@ async def test_what_nobody_needs_leaves_the_disk(fleet, catalogue, tmp_path: Pat
         agent.updater.collect_garbage()
         kept = {path.name for path in (tmp_path / "state" / "bundles").iterdir()}
         assert kept == {base.digest, car.digest}
+
+
+async def test_an_adapter_that_comes_back_is_not_downloaded_again(fleet, catalogue, tmp_path: Path) -> None:
+    base = catalogue.base()
+    home, car = catalogue.adapter("home", "home"), catalogue.adapter("car", "car")
+    fleet.want(base, home)
+    async with running_agent(tmp_path / "state", fleet, spare_adapter_bytes=1 << 20) as agent:
+        await agent.until_serving(1)
+        await agent.until_serving(fleet.want(base, car))
+        await agent.until(lambda: agent.host.digests_in_use() == {base.digest, car.digest})
+        agent.updater.collect_garbage()
+        before = fleet.count("GET", "/files/")
+        await agent.until_serving(fleet.want(base, home))
+        assert fleet.count("GET", "/files/") == before
+
+
+async def test_a_pause_holds_a_download_up_and_status_says_so(fleet, catalogue, tmp_path: Path) -> None:
+    state_dir = StateDir(tmp_path / "state")
+    state_dir.make()
+    state_dir.paused.touch()
+    fleet.want(catalogue.base())
+    async with running_agent(state_dir.root, fleet) as agent:
+        await agent.until(lambda: agent.updater.progress)
+        assert agent.daemon.status()["downloads_held_up_by"] == "paused"
+        await agent.until(lambda: fleet.count("GET", "/desired") > 5)
+        assert fleet.count("GET", "/files/") == 0
+        state_dir.paused.unlink()
+        await agent.until_serving(1)
+
+
+async def test_a_full_disk_is_reported_and_survived(fleet, catalogue, tmp_path: Path) -> None:
+    base = catalogue.base()
+    fleet.want(base)
+    async with running_agent(tmp_path / "state", fleet) as agent:
+        await agent.until_serving(1)
+        store, is_full = agent.daemon.components.store, threading.Event()
+        write = store._write
+
+        def write_while_there_is_room(descriptor: int, data: bytes, offset: int) -> int:
+            if is_full.is_set():
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(descriptor, data, offset)
+
+        store._write = write_while_there_is_room
+        is_full.set()
+        second = fleet.want(base, catalogue.adapter("home", "home"))
+        await agent.until(lambda: fleet.reports and fleet.reports[-1].problem)
+        assert fleet.reports[-1].problem.code == "disk_full"
+        assert await agent.ask("base", "still there?") == "base: still there?"
+        is_full.clear()
+        await agent.until_serving(second)
 
 
 async def test_nothing_is_done_until_the_fleet_has_decided(fleet, tmp_path: Path) -> None:

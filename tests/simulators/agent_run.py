@@ -43,6 +43,7 @@ def quick_config(state_dir: Path, server: str, **changes: Any) -> AgentConfig:
         "retry_longest_s": 0.05,
         "request_timeout_s": 5.0,
         "disk_reserve_bytes": 0,
+        "spare_adapter_bytes": 0,
         "telemetry_interval_s": 0.2,
         "sample_interval_s": 0.2,
         "probe_timeout_s": 10.0,

@@ -64,10 +64,11 @@ class Slow:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Send nothing until the event is set."""
+    """Send no more than the body's first bytes until the event is set; without any, not even the head."""
 
     release: threading.Event
     reached: threading.Event = field(default_factory=threading.Event)
+    after_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,9 +338,7 @@ class _Handler(BaseHTTPRequestHandler):
             case Lost():
                 self.close_connection = True
             case Hold():
-                fault.reached.set()
-                fault.release.wait(30)
-                self._send(status, headers, body)
+                self._send_held(fault, status, headers, body)
             case Cut():
                 self._head(status, headers, len(body))
                 self.wfile.write(body[: fault.after_bytes])
@@ -359,6 +358,17 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(status, headers, body + body)
             case _:
                 self._send(status, headers, body)
+
+    def _send_held(self, hold: Hold, status: int, headers: dict[str, str], body: bytes) -> None:
+        if hold.after_bytes:
+            self._head(status, headers, len(body))
+            self.wfile.write(body[: hold.after_bytes])
+        hold.reached.set()
+        hold.release.wait(30)
+        if hold.after_bytes:
+            self.wfile.write(body[hold.after_bytes :])
+        else:
+            self._send(status, headers, body)
 
     def _send(self, status: int, headers: dict[str, str], body: bytes, retry_after: str | None = None) -> None:
         self._head(status, headers | ({"Retry-After": retry_after} if retry_after else {}), len(body))
