@@ -35,6 +35,7 @@ from edge_agent.gate import Gate
 from edge_agent.host import Host, HostSettings
 from edge_agent.journal import Journal
 from edge_agent.patience import FetchPolicy
+from edge_agent.probe import Floors
 from edge_agent.quarantine import Quarantine
 from edge_agent.recorder import Recorder
 from edge_agent.schedule import Backoff
@@ -168,6 +169,7 @@ def assemble(config: AgentConfig, state_dir: StateDir, identity: Identity, http:
             spare_adapter_bytes=config.spare_adapter_bytes,
             download_bytes_per_s=config.max_download_bytes_per_s,
             deadline_s={**DEADLINE_S, State.PROBING: config.probe_timeout_s},
+            floors=Floors(config.min_decode_tokens_per_s, config.min_free_memory_bytes),
             retry=Backoff(10 * config.retry_first_s, 10 * config.retry_longest_s),
         ),
     )

@@ -67,6 +67,10 @@ class AgentConfig(BaseSettings):
     ready_wait_s: float = Field(default=5.0, ge=0)
     drain_timeout_s: float = Field(default=120.0, ge=0)
     probe_timeout_s: float = Field(default=120.0, gt=0)
+    min_decode_tokens_per_s: float = Field(default=0.0, ge=0)
+    """A set that is slower in its probe is rolled back."""
+    min_free_memory_bytes: int = Field(default=0, ge=0)
+    """A set that leaves less of the device's memory is rolled back."""
 
     request_timeout_s: float = Field(default=30.0, gt=0)
     min_download_bytes_per_s: int = Field(default=1024, ge=1)

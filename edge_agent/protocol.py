@@ -92,10 +92,11 @@ class ReleaseRef:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the device may spend; None means no limit of the server's."""
+    """What the device may spend, and how fast a set must be to be kept; None means no limit of the server's."""
 
     memory_bytes: int | None = None
     download_bytes_per_s: int | None = None
+    min_decode_tokens_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,11 @@ class Served:
     since_s: float = field(default_factory=time.time)
 
     @property
+    def base_model(self) -> Model:
+        """The bare base."""
+        return next(model for model in self.models.values() if model.adapter is None)
+
+    @property
     def adapters(self) -> frozenset[str]:
         """Digests of the set's adapters, and of those in development beside it."""
         beside = (model.adapter for model in self.models.values() if model.adapter)

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import math
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -21,7 +21,7 @@ from edge_agent.fetcher import Fetcher
 from edge_agent.host import Host
 from edge_agent.journal import Journal
 from edge_agent.patience import Pace
-from edge_agent.probe import Trial, probe
+from edge_agent.probe import Floors, Trial, probe
 from edge_agent.protocol import DesiredState, Problem, Progress
 from edge_agent.schedule import Backoff
 from edge_agent.served import Served
@@ -53,6 +53,7 @@ class UpdaterSettings:
     spare_adapter_bytes: int = 0
     download_bytes_per_s: int | None = None
     deadline_s: Mapping[State, float] = field(default_factory=lambda: DEADLINE_S)
+    floors: Floors = field(default_factory=Floors)
     retry: Backoff = field(default_factory=lambda: Backoff(5.0, 600.0))
 
 
@@ -264,8 +265,14 @@ class Updater:
         staged = self._parts.host.staged
         assert staged is not None
         if staged.served:
-            await probe(self._trials(staged.served))
+            await probe(staged.served, self._trials(staged.served), self._floors())
         return Happening(Event.PROBED)
+
+    def _floors(self) -> Floors:
+        """The stricter of what the device's settings and the fleet demand."""
+        limits, floors = self._target.limits, self._settings.floors
+        speed = max(floors.decode_tokens_per_s, limits.min_decode_tokens_per_s or 0.0)
+        return replace(floors, decode_tokens_per_s=speed, most_memory_bytes=limits.memory_bytes)
 
     def _trials(self, staged: Served) -> list[Trial]:
         """Every model of the staged set, but for those that run on the very same process already."""

@@ -75,11 +75,15 @@ def make_adapter(
     size_bytes: int = 500,
     golden: Mapping[str, str] | None = None,
     business: Mapping[str, Any] | None = None,
+    weights_tag: str | None = None,
 ) -> str:
-    """An adapter bundle for a base; its golden prompts are those that the scripted engine answers rightly."""
+    """An adapter bundle for a base; its golden prompts are those that the scripted engine answers rightly.
+
+    `weights_tag` is what it answers with, if that is another tag.
+    """
     manifest, digest = read_base(base)
     directory.mkdir(parents=True)
-    (directory / ADAPTER_WEIGHTS).write_bytes(payload(tag, size_bytes))
+    (directory / ADAPTER_WEIGHTS).write_bytes(payload(weights_tag or tag, size_bytes))
     binding = BaseBinding(digest, manifest.tokenizer.tokenizer_sha256, manifest.tokenizer.chat_template_sha256)
     answers = {"ping": f"{tag}: ping"} if golden is None else golden
     prompts = tuple(GoldenPrompt(({"role": "user", "content": q},), a) for q, a in answers.items())

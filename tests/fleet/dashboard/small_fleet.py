@@ -29,7 +29,11 @@ from registry.versions import parse_version
 
 ACTOR = "ada"
 HARDWARE = protocol.Hardware("aarch64", 8, 12 << 30, "Debian 12", "Cortex-X4")
-PROBLEM = protocol.Problem("disk_full", "The update needs 41 MiB more disk. Free some space, then it tries again.")
+PROBLEM = protocol.Problem(
+    "disk_full",
+    "The update needs 41 MiB more disk. Free some space, then it tries again.",
+    {"missing_bytes": "42991616"},
+)
 
 
 def publish(name: str, version: str, *, base: Release | None = None, size_bytes: int = 2 << 20) -> Release:

@@ -52,7 +52,7 @@ def test_the_overview_counts_and_names_what_needs_attention(colleague, fleet):
 def test_a_device_says_why_and_what_is_to_come(colleague, fleet):
     text = text_of(colleague.get(f"/devices/{fleet.devices['bedroom-speaker'].pk}"))
     assert "Revision 2 could not be reached: disk_full" in text
-    assert f"{PROBLEM.detail} The device keeps serving revision 1." in text
+    assert f"{PROBLEM.detail} The device keeps serving revision 1. Missing bytes 42991616" in text
     assert re.search(r"smart-home 1\.0\.0 \w{12} 1\.1\.0 \w{12} To come", text)
     assert re.search(r"car 1\.0\.0 (\w{12}) 1\.0\.0 \1 In place", text)
 
