@@ -186,14 +186,17 @@ def test_what_the_caller_does_for_long_between_steps_is_its_own_business(base):
     backend = NativeBackend(base, EngineConfig(num_threads=1, duty_cycle=0.25))
     state, token_ids = backend.new_state(64), np.zeros(1, np.int32)
     backend.step([Segment(state, token_ids, None, ())])
-    busy_until = time.thread_time() + 0.5
+    began_at, busy_until = time.perf_counter(), time.thread_time() + 0.5
     while time.thread_time() < busy_until:
         pass
     me = str(threading.get_native_id())
     started_at, waited_before_ns = time.perf_counter(), thread_times_ns()[me][1]
     backend.step([Segment(state, token_ids, None, ())])
-    passed_s = time.perf_counter() - started_at
-    assert 0.2 < passed_s - (thread_times_ns()[me][1] - waited_before_ns) / 1e9 < 1.2  # less what a busy machine costs
+    rested_s = time.perf_counter() - started_at - (thread_times_ns()[me][1] - waited_before_ns) / 1e9
+    assert rested_s < 1.2
+    assert (
+        rested_s > 0.2 or started_at - began_at > 0.75
+    )  # where others have the processor there is less to make up for
 
 
 def shares_of(work, seconds):
