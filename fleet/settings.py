@@ -51,6 +51,11 @@ SOCLE_BLOB_DIR = prepare_folder(Path(env.str("BLOB_DIR", default=str(DATA_DIR / 
 SOCLE_POLL_INTERVAL_S = _positive("POLL_INTERVAL_S", 60.0)
 SOCLE_MAX_UPLOAD_BYTES = int(_positive("MAX_UPLOAD_BYTES", 64 << 30))
 SOCLE_TELEMETRY_RETENTION_DAYS = _positive("TELEMETRY_RETENTION_DAYS", 30)
+# Keys of what the service signs by itself, encrypted; manage.py trust makes them. Offline keys are never kept here.
+SOCLE_TRUST_KEY_DIR = Path(env.str("TRUST_KEY_DIR", default=str(DATA_DIR / "trust-keys")))
+SOCLE_TRUST_PASSPHRASE = env.str("TRUST_PASSPHRASE", default="")
+SOCLE_TRUST_PASSPHRASE_FILE = env.str("TRUST_PASSPHRASE_FILE", default="")
+SOCLE_DESIRED_VALID_S = _positive("DESIRED_VALID_S", 7 * 86_400)
 SOCLE_SENDFILE = env.str("SENDFILE", default="")
 if SOCLE_SENDFILE not in ("", "nginx"):
     raise ImproperlyConfigured(f"SOCLE_SENDFILE is {SOCLE_SENDFILE!r}; it may be empty or 'nginx'")
@@ -252,6 +257,7 @@ CELERY_BEAT_SCHEDULE = {
     for name, every_s in (
         ("registry.tasks.sweep", 10.0),
         ("registry.tasks.collect_garbage", 3600.0),
+        ("registry.tasks.refresh_trust", 600.0),
         ("fleet.rollouts.tasks.tick_rollouts", 5.0),
         ("fleet.devices.tasks.forget_expired", 60.0),
         ("fleet.telemetry.tasks.delete_old", 3600.0),

@@ -198,3 +198,34 @@ class Publication(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name}@{self.version}"
+
+
+class TrustMetadata(models.Model):
+    """One version of a TUF role's metadata, byte for byte. Staged until enough keys have signed it; see `trust`."""
+
+    role = models.CharField(max_length=MAX_NAME_LENGTH)
+    version = models.PositiveIntegerField()
+    content = models.BinaryField()
+    is_published = models.BooleanField(default=False)
+    created_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        ordering = ["role", "-version"]
+        constraints = [models.UniqueConstraint(fields=["role", "version"], name="trust_metadata_once")]
+
+    def __str__(self) -> str:
+        return f"{self.version}.{self.role}"
+
+
+class TrustTarget(models.Model):
+    """A TUF target's content, by its path and hash. What is a target now stands in the metadata."""
+
+    path = models.CharField(max_length=256)
+    sha256 = models.CharField(max_length=64)
+    content = models.BinaryField()
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["path", "sha256"], name="trust_target_once")]
+
+    def __str__(self) -> str:
+        return self.path

@@ -14,6 +14,7 @@ from django.utils import timezone
 from registry import indexes, publications, publishing
 from registry.garbage import collect_garbage as collect
 from registry.models import Release
+from registry.trust.repository import refresh_due
 
 SOFT_TIME_LIMIT_S = 3300
 TIME_LIMIT_S = 3400
@@ -60,3 +61,9 @@ def sweep() -> None:
 def collect_garbage() -> None:
     """Remove bytes that no row names, as a kill at the wrong moment leaves them."""
     collect()
+
+
+@shared_task(ignore_result=True)
+def refresh_trust() -> None:
+    """Sign snapshot and timestamp anew before they expire."""
+    refresh_due()

@@ -42,6 +42,15 @@ class NotDesiredError(ApiError):
     default_hint = "Poll the desired state again: it may have changed."
 
 
+class NoSuchMetadataError(ApiError):
+    """No TUF metadata or target has this name. Clients ask for the next root until they read this."""
+
+    code = "no_such_metadata"
+    status = 404
+    title = "No such metadata"
+    default_hint = "`manage.py trust status` shows what there is."
+
+
 class BadBodyError(ApiError):
     """The body is not the record that this path takes; `detail` begins with the place."""
 

@@ -20,6 +20,7 @@ from fleet.device_api.errors import (
     BodyTooLargeError,
     IndexPendingError,
     MethodRefusedError,
+    NoSuchMetadataError,
     NotDesiredError,
     WrongDeviceError,
 )
@@ -38,6 +39,7 @@ from registry.models import Release, ReleaseFile
 from registry.queries import manifest_bytes
 from registry.storage import blob_store
 from registry.tasks import send_for_index
+from registry.trust.repository import read_metadata, read_target
 
 _MAX_ENROL_BYTES = 16 << 10
 _MAX_REPORT_BYTES = 256 << 10
@@ -137,6 +139,26 @@ def _answer_blob(request: HttpRequest, sha256: str, size_bytes: int | None) -> H
         return answer_file(request, sha256=sha256, path=store.path(sha256), size_bytes=size_bytes)
     except FileNotFoundError as error:
         raise BlobMissingError(f"The file {sha256[:12]} is not on the server's disk.") from error
+
+
+@device_view("GET")
+def trust_metadata(request: HttpRequest, *, name: str) -> HttpResponseBase:
+    """A TUF role's metadata. What it says is proven by its signatures, not by who hands it out."""
+    authenticate(request)
+    return _answer_trusted(read_metadata(name), f"{name}.json")
+
+
+@device_view("GET")
+def trust_target(request: HttpRequest, *, path: str) -> HttpResponseBase:
+    """A TUF target, by a name that begins with its hash."""
+    authenticate(request)
+    return _answer_trusted(read_target(path), path)
+
+
+def _answer_trusted(content: bytes | None, path: str) -> HttpResponseBase:
+    if content is None:
+        raise NoSuchMetadataError(f"There is no {path}.")
+    return HttpResponse(content, content_type="application/json")
 
 
 @device_view("POST")
