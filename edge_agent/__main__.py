@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 
 from edge_agent import status as status_command
-from edge_agent.client import FleetClient
+from edge_agent.client import FleetClient, Patience
 from edge_agent.config import AgentConfig, load_config
 from edge_agent.daemon import Components, Daemon
 from edge_agent.device import Device, total_memory_bytes
@@ -45,6 +45,8 @@ from edge_agent.states import DEADLINE_S, State
 from edge_agent.store import Store
 from edge_agent.telemetry import Telemetry
 from edge_agent.trust import DeviceKey, Identity, Unsigned
+from edge_agent.trust_metadata import Source, TrustedMetadata
+from edge_agent.trust_transport import ClientFetcher
 from edge_agent.updater import Parts, Updater, UpdaterSettings
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="The Socle agent of this device.")
@@ -54,6 +56,9 @@ ServerOption = Annotated[
     str | None, typer.Option("--server", help="The fleet's URL, for instance https://fleet.example.")
 ]
 TokenOption = Annotated[str | None, typer.Option("--token", help="One-time enrolment token.")]
+RootOption = Annotated[
+    Path | None, typer.Option("--root", help="TUF root to trust first; not needed if the token pins one.")
+]
 NameOption = Annotated[str | None, typer.Option("--name", help="Name of the device; the host's name if left out.")]
 
 
@@ -63,6 +68,7 @@ def run(  # noqa: PLR0913, PLR0917 - a command line has as many options as it ne
     server: ServerOption = None,
     token: TokenOption = None,
     name: NameOption = None,
+    root: RootOption = None,
     api_port: Annotated[
         int | None, typer.Option(help="Port of the local API; 0 takes any free one. [default: 8455 if free]")
     ] = None,
@@ -78,7 +84,7 @@ def run(  # noqa: PLR0913, PLR0917 - a command line has as many options as it ne
     log_format: Annotated[str | None, typer.Option(help="text or json.")] = None,
 ) -> None:
     """Run the agent until it is stopped; enrols the device first if it isn't yet."""
-    given = {"state_dir": state_dir, "server": server, "token": token, "name": name}
+    given = {"state_dir": state_dir, "server": server, "token": token, "name": name, "root": root}
     api = {"api_port": api_port, "api_socket": api_socket, "api_token_file": api_token_file}
     config = _load({**given, **api, "local_adapters": local_adapters or None, "log_format": log_format})
     _run_to_end(_serve(config))
@@ -90,9 +96,10 @@ def enrol(
     server: ServerOption = None,
     token: TokenOption = None,
     name: NameOption = None,
+    root: RootOption = None,
 ) -> None:
     """Give this device its key and its identity."""
-    config = _load({"state_dir": state_dir, "server": server, "token": token, "name": name})
+    config = _load({"state_dir": state_dir, "server": server, "token": token, "name": name, "root": root})
     _run_to_end(_enrol(config))
 
 
@@ -161,7 +168,8 @@ def assemble(config: AgentConfig, state_dir: StateDir, identity: Identity, http:
     store = Store(state_dir.root)
     host = Host(store, _host_settings(config, state_dir), Quarantine(state_dir.quarantine))
     fetcher = Fetcher(client, store, _fetch_policy(config), Gate(config.download_window, state_dir.paused))
-    parts = Parts(Journal(state_dir.root), store, client, fetcher, host, total_memory_bytes)
+    trusted = _trusted_metadata(config, state_dir, client)
+    parts = Parts(Journal(state_dir.root), store, client, fetcher, host, total_memory_bytes, trusted)
     updater = Updater(
         parts,
         UpdaterSettings(
@@ -174,8 +182,14 @@ def assemble(config: AgentConfig, state_dir: StateDir, identity: Identity, http:
         ),
     )
     telemetry = Telemetry(Spool(state_dir.spool, max_bytes=config.spool_max_bytes), identity.device_id)
-    components = Components(Device(identity), store, client, host, updater, telemetry, Recorder(telemetry))
+    components = Components(Device(identity), store, client, host, updater, telemetry, Recorder(telemetry), trusted)
     return Daemon(config, state_dir, components)
+
+
+def _trusted_metadata(config: AgentConfig, state_dir: StateDir, client: FleetClient) -> TrustedMetadata:
+    fetcher = ClientFetcher(client, Patience(config.request_timeout_s, config.min_download_bytes_per_s))
+    source = Source(client.metadata_url, client.targets_url, fetcher)
+    return TrustedMetadata(state_dir.metadata, state_dir.targets, source, root=state_dir.first_root.read_bytes())
 
 
 def _host_settings(config: AgentConfig, state_dir: StateDir) -> HostSettings:

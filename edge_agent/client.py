@@ -39,9 +39,9 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class DesiredAnswer:
-    """What a poll brought. `desired` is None if nothing has changed since `etag`."""
+    """What a poll brought, not verified yet. `signed` is None if nothing has changed since `etag`."""
 
-    desired: protocol.DesiredState | None
+    signed: protocol.SignedDesired | None
     etag: str | None
     poll_after_s: float | None
 
@@ -82,7 +82,7 @@ class FleetClient:
         poll_after_s = _seconds(answer.headers.get(protocol.HEADER_POLL_AFTER))
         if answer.status_code == 304:
             return DesiredAnswer(None, etag, poll_after_s)
-        return DesiredAnswer(_decoded(protocol.DesiredState, body), answer.headers.get("ETag"), poll_after_s)
+        return DesiredAnswer(_decoded(protocol.SignedDesired, body), answer.headers.get("ETag"), poll_after_s)
 
     async def manifest(self, digest: str) -> bytes:
         """The manifest of a release, not verified yet."""

@@ -40,6 +40,8 @@ class AgentConfig(BaseSettings):
     state_dir: Path = Field(default_factory=_default_state_dir)
     server: str | None = Field(default=None, pattern=r"^https?://")
     token: str | None = None
+    root: Path | None = None
+    """The TUF root to begin with, for a device whose enrolment token pins none."""
     name: str = Field(default_factory=socket.gethostname, min_length=1, max_length=100)
     proxy: str | None = None
 

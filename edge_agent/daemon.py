@@ -25,18 +25,20 @@ from edge_agent.config import AgentConfig
 from edge_agent.device import Device
 from edge_agent.engine_child import EngineChild
 from edge_agent.engine_wire import Heartbeat
-from edge_agent.errors import AgentError, FinalError, TransientError
+from edge_agent.errors import AgentError, FinalError, TransientError, UntrustedError
 from edge_agent.host import Host
 from edge_agent.journal import replace_file
 from edge_agent.local_adapters import LocalAdapters
 from edge_agent.local_api import LocalApi
-from edge_agent.protocol import DesiredState, DeviceReport
+from edge_agent.protocol import DesiredState, DeviceReport, Problem
 from edge_agent.recorder import Recorder
 from edge_agent.schedule import Backoff, PollSchedule
 from edge_agent.state_dir import StateDir
 from edge_agent.states import Entry, State
 from edge_agent.store import Store
 from edge_agent.telemetry import Telemetry
+from edge_agent.trust_desired import DesiredVerifier
+from edge_agent.trust_metadata import TrustedMetadata
 from edge_agent.updater import Updater
 from engine.metrics import Counters, Usage
 
@@ -71,6 +73,7 @@ class Components:
     updater: Updater
     telemetry: Telemetry
     recorder: Recorder
+    trusted: TrustedMetadata
 
 
 class Daemon:
@@ -87,8 +90,11 @@ class Daemon:
         components.host.on_damage = self.note_damage
         components.host.on_beat = self.note_beat
         components.host.on_quarantine = self.note_quarantine
+        self._verifier = DesiredVerifier(components.trusted, components.device.identity.device_id)
         self._etag: str | None = None
         self._server_problem: str | None = None
+        self._distrust: Problem | None = None
+        """Why what the server says is not believed; the fleet's people shall hear."""
         self._last_contact_s: float | None = None
         self.api: Address | None = None
         """Where the local API listens; None until it does."""
@@ -201,19 +207,35 @@ class Daemon:
 
     async def _poll(self) -> float:
         try:
-            answer = await self.components.client.desired(self._etag)
+            interval_s = await self._hear_desired()
         except AgentError as error:
             self._server_problem = f"{error.code}: {error}"
+            self._note_distrust(error.as_problem() if isinstance(error, UntrustedError) else self._distrust)
             log.warning("poll.failed", code=error.code, error=str(error))
             return self._schedule.failed(error)
         if self._server_problem:
             self._report_due.set()
             self._send_due.set()
-        self._etag, self._server_problem, self._last_contact_s = answer.etag, None, time.time()
-        if answer.desired:
-            self.components.updater.want(answer.desired)
-        interval_s = answer.poll_after_s or (answer.desired.poll_interval_s if answer.desired else None)
+        self._server_problem, self._last_contact_s = None, time.time()
+        self._note_distrust(None)
         return self._schedule.succeeded(interval_s)
+
+    async def _hear_desired(self) -> float | None:
+        """Ask, verify, and pass on what the fleet wants; the seconds until it wants to be asked again."""
+        answer = await self.components.client.desired(self._etag)
+        if answer.signed is None:
+            self._verifier.check_unchanged()
+            return answer.poll_after_s
+        desired = await self._verifier.open(answer.signed)
+        self.components.updater.want(desired)
+        self._etag = answer.etag
+        return answer.poll_after_s or desired.poll_interval_s
+
+    def _note_distrust(self, problem: Problem | None) -> None:
+        if (problem and problem.code) != (self._distrust and self._distrust.code):
+            self._distrust = problem
+            self._report_due.set()
+            self._status_due.set()
 
     async def _report(self) -> float:
         await self.components.client.report(self._make_report())
@@ -222,9 +244,10 @@ class Daemon:
 
     def _make_report(self) -> DeviceReport:
         components = self.components
-        return components.device.report(
+        report = components.device.report(
             components.updater.entry, components.updater.progress, components.host, components.store.free_bytes()
         )
+        return replace(report, problem=report.problem or self._distrust)
 
     async def _sample(self) -> float:
         self.components.recorder.look_at(self.components.host)

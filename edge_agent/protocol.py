@@ -5,10 +5,12 @@ name. A device in the field cannot be changed at will: fields are only ever adde
 PROTOCOL number. Standard library only (and the two doors of `engine`).
 
     POST /device/v1/enrol                      EnrolRequest   -> EnrolResponse         (one-time token)
-    GET  /device/v1/desired                                   -> DesiredState | 304    (ETag, Socle-Poll-After)
+    GET  /device/v1/desired                                   -> SignedDesired | 304   (ETag, Socle-Poll-After)
     GET  /device/v1/releases/{digest}                         -> manifest.json of the release
     GET  /device/v1/releases/{digest}/index                   -> its chunk index, see `engine.chunk_index`
     GET  /device/v1/files/{sha256}                            -> bytes of a file or object, single ranges
+    GET  /device/v1/trust/metadata/{name}                     -> TUF metadata
+    GET  /device/v1/trust/targets/{path}                      -> a TUF target
     POST /device/v1/report                     DeviceReport   -> 204
     POST /device/v1/telemetry                  TelemetryBatch -> 204                   (gzip, idempotent by batch id)
 
@@ -49,6 +51,11 @@ def signing_input(*, device_id: str, method: str, target: str, timestamp_s: int,
     return "\n".join(("socle-request-1", device_id, method, target, str(timestamp_s), nonce, digest)).encode()
 
 
+def desired_signing_input(statement: str) -> bytes:
+    """The bytes that the fleet signs of a `SignedDesired`."""
+    return b"socle-desired-1\n" + statement.encode()
+
+
 @dataclass(frozen=True, slots=True)
 class Hardware:
     """What a device says of itself at enrolment and in each report."""
@@ -62,7 +69,10 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True)
 class EnrolRequest:
-    """A device introduces itself. `public_key` is the raw Ed25519 key in base64; the private one never leaves it."""
+    """A device introduces itself. `public_key` is the raw Ed25519 key in base64; the private one never leaves it.
+
+    `root_sha256` is the root that its token pins, which it wants to be sent; "" if it was given one by other means.
+    """
 
     token: str
     name: str
@@ -70,14 +80,16 @@ class EnrolRequest:
     agent_version: str
     hardware: Hardware
     protocol: int = PROTOCOL
+    root_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class EnrolResponse:
-    """The device's id from now on."""
+    """The device's id from now on, and the TUF root that it asked for."""
 
     device_id: str
     poll_interval_s: float
+    root: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +130,24 @@ class DesiredState:
     def releases(self) -> tuple[ReleaseRef, ...]:
         """The base, if there is one, and the adapters."""
         return (*((self.base,) if self.base else ()), *self.adapters)
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredStatement:
+    """A desired state with the time, in Unix seconds, in which a device may learn it."""
+
+    desired: DesiredState
+    issued_at_s: int
+    expires_at_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class SignedDesired:
+    """A `DesiredStatement` as JSON, signed with a key that the TUF policy lists under `keyid`; base64."""
+
+    statement: str
+    keyid: str
+    signature: str
 
 
 class UpdateState(StrEnum):

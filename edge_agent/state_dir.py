@@ -29,6 +29,21 @@ class StateDir:
         return self.root / "identity.json"
 
     @property
+    def first_root(self) -> Path:
+        """The TUF root that the device was given; nothing the network brings changes it."""
+        return self.root / "trust" / "first-root.json"
+
+    @property
+    def metadata(self) -> Path:
+        """TUF metadata, verified."""
+        return self.root / "trust" / "metadata"
+
+    @property
+    def targets(self) -> Path:
+        """TUF targets."""
+        return self.root / "trust" / "targets"
+
+    @property
     def status(self) -> Path:
         """What the agent last said of itself."""
         return self.root / "status.json"
@@ -68,6 +83,7 @@ class StateDir:
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.api.parent.mkdir(exist_ok=True)
+            self.first_root.parent.mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"{self.root} can't be made ({error.strerror}): choose another --state-dir") from error
 

@@ -16,7 +16,7 @@ import structlog
 
 from edge_agent import checks
 from edge_agent.client import FleetClient
-from edge_agent.errors import AgentError, EngineGoneError, TransientError, problem_of
+from edge_agent.errors import AgentError, EngineGoneError, TransientError, UntrustedError, problem_of
 from edge_agent.fetcher import Fetcher
 from edge_agent.host import Host
 from edge_agent.journal import Journal
@@ -39,6 +39,7 @@ from edge_agent.states import (
     resume,
 )
 from edge_agent.store import Store
+from edge_agent.trust_metadata import TrustedMetadata
 from engine.artifact import Manifest
 from engine.errors import BundleError
 
@@ -67,6 +68,7 @@ class Parts:
     fetcher: Fetcher
     host: Host
     total_memory_bytes: Callable[[], int]
+    trusted: TrustedMetadata
 
 
 class Updater:
@@ -104,10 +106,13 @@ class Updater:
         return self._parts.fetcher.gate.reason
 
     def want(self, desired: DesiredState) -> None:
-        """Hear what the server wants; an older revision than one heard before is not listened to."""
+        """Hear what the server wants; raises `UntrustedError` for an older revision than one heard before."""
         if self._wanted and desired.revision < self._wanted.revision:
-            log.warning("update.stale_desired_state", revision=desired.revision, known=self._wanted.revision)
-            return
+            raise UntrustedError(
+                f"the server sent revision {desired.revision} after revision {self._wanted.revision}: an old one is "
+                "being replayed, or the server's database was restored",
+                code="desired_rollback",
+            )
         if self._wanted is None or desired.revision > self._wanted.revision:
             log.info("update.wanted", revision=desired.revision)
             self._wanted = desired
@@ -213,7 +218,10 @@ class Updater:
         return self._wanted != self._entry.served or not is_whole
 
     async def _fetch_manifests(self) -> Happening:
-        """Manifests that are here already are not asked for again."""
+        """Only of releases that are signed; manifests that are here already are not asked for again."""
+        await self._parts.trusted.refresh()
+        for ref in self._target.releases:
+            await self._parts.trusted.check_release(ref, self._target)
         for ref in self._target.releases:
             if self._parts.store.manifest(ref.digest) is None:
                 await self._parts.fetcher.fetch_manifest(ref.digest)

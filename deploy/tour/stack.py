@@ -22,6 +22,7 @@ import httpx2
 
 ROOT = Path(__file__).resolve().parents[2]
 STOP_GRACE_S = 10.0
+PUBLISHER = "demo-team"
 
 
 class StackError(Exception):
@@ -140,6 +141,43 @@ class Stack:
             self.password_file.write_text(password)
         if not self.token_file.exists():
             self._manage("create_operator_token", "demo", "--scope", "admin", "--token-file", str(self.token_file))
+        if not self.has_trust:
+            self._hold_ceremony()
+
+    @property
+    def has_trust(self) -> bool:
+        """Whether the ceremony was held in this directory."""
+        return self.offline_key(PUBLISHER).exists()
+
+    def offline_key(self, name: str) -> Path:
+        """A key that nobody should keep beside the server; the demo does."""
+        return self.directory / "offline-keys" / f"{name}.pem"
+
+    def sign_command(self, ref: str) -> list[str]:
+        """The arguments of `manage.py` by which the publisher vouches for a release."""
+        key = self.offline_key(PUBLISHER).relative_to(self.directory)
+        return ["trust", "sign", ref, "--publisher", PUBLISHER, "--key", str(self.directory / key)]
+
+    def manage(self, *arguments: str) -> str:
+        """Run Django's command line on the demo's server; what it printed."""
+        return self._manage(*arguments)
+
+    def tamper(self, ref: str, version: str) -> str:
+        """Do what an intruder on the server could; the digest of the release that this forges."""
+        return self._python("-m", "deploy.tour.intruder", ref, version).strip()
+
+    def _hold_ceremony(self) -> None:
+        """Throw-away keys, all in one place: on a real fleet root and targets keys are kept apart and offline."""
+        if self._devices_exist():
+            raise StackError(f"the devices in {self.directory} were enrolled before there were keys: add --fresh")
+        for name in ("online-passphrase", "offline-passphrase"):
+            (self.directory / name).write_text(secrets.token_urlsafe(24))
+        self._manage("trust", "init", "--keys", str(self.offline_key(PUBLISHER).parent))
+        publisher = ["--artifact", "*", "--new", str(self.offline_key(PUBLISHER))]
+        self._manage("trust", "add-key", PUBLISHER, *publisher, "--key", str(self.offline_key("targets-1")))
+
+    def _devices_exist(self) -> bool:
+        return any((self.directory / "devices").glob("*/identity.json"))
 
     def start_server(self) -> None:
         """Web server and worker, until the server says that it is ready."""
@@ -187,6 +225,7 @@ class Stack:
             "SOCLE_DATA_DIR": str(self.directory / "data"),
             "SOCLE_POLL_INTERVAL_S": str(self.poll_interval_s),
             "SOCLE_AGENT_ENGINE": json.dumps({"num_threads": 1}),  # several engines share these cores
+            "SOCLE_TRUST_PASSPHRASE_FILE": str(self.directory / "online-passphrase"),
             "PYTHONUNBUFFERED": "1",
         }
         return {**os.environ, **ours}
@@ -195,9 +234,15 @@ class Stack:
         command = [sys.executable, *arguments]
         return Process(name, command, self._environment(), self.directory / "logs" / f"{name}.log")
 
-    def _manage(self, *arguments: str, **environment: str) -> None:
+    def _manage(self, *arguments: str, **environment: str) -> str:
+        offline = self.directory / "offline-passphrase"
+        if arguments[0] == "trust" and offline.exists():
+            environment["SOCLE_TRUST_OFFLINE_PASSPHRASE"] = offline.read_text()
+        return self._python("manage.py", *arguments, **environment)
+
+    def _python(self, *arguments: str, **environment: str) -> str:
         done = subprocess.run(  # noqa: S603 - our own command line
-            [sys.executable, "manage.py", *arguments],
+            [sys.executable, *arguments],
             cwd=ROOT,
             env={**self._environment(), **environment},
             capture_output=True,
@@ -205,7 +250,8 @@ class Stack:
             check=False,
         )
         if done.returncode:
-            raise StackError(f"manage.py {arguments[0]} failed:\n{done.stdout}{done.stderr}")
+            raise StackError(f"python {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
+        return done.stdout
 
 
 def wait_for(

@@ -61,6 +61,7 @@ class Report:
     decode_tokens_per_s: float = 0.0
     ttft_s: float = 0.0
     engine_pss_bytes: dict[str, int] = field(default_factory=dict)
+    tampered_refused: list[str] = field(default_factory=list)
     telemetry_rows: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -98,6 +99,7 @@ class Story:
             ("roll_out", "Roll the base and the adapters out", self.roll_out),
             ask,
             ("update", f"Roll out {UPDATED}@2.0.0 while requests keep flowing", self.update),
+            ("tamper", "An intruder on the server hands out a tampered adapter", self.tamper),
             telemetry,
         ]
 
@@ -125,6 +127,10 @@ class Story:
         with self.terminal.progress("server and worker are ready"):
             self.stack.prepare()
             self.stack.start_server()
+        self.terminal.say(
+            "  Keys for root, targets and the publisher were made in offline-keys/: throw-away ones, kept beside the "
+            "server as no fleet should."
+        )
         self.api.token = self.stack.token_file.read_text().strip()
         self.terminal.command(f"SOCLE={self.stack.url}; TOKEN=$(cat {self.stack.token_file})")
 
@@ -202,6 +208,28 @@ class Story:
         self._check(not load.num_dropped, f"dropped: {load.errors[:3]}")
         self.versions[UPDATED] = "2.0.0"
 
+    def tamper(self) -> None:
+        """Somebody who owns the server's disk and database, but no offline key: the devices refuse, and go on."""
+        digest = self.stack.tamper(f"{UPDATED}@2.0.0", "2.0.1")
+        change = {"name": "tampered", "adapters": [f"{UPDATED}@2.0.1"], "groups": [GROUP]}
+        self.api.call("POST", "/api/v1/rollouts", change)
+        self.terminal.say(f"  {UPDATED}@2.0.1 {digest[:16]}… is in the database with other weights, and is rolled out.")
+        wait_for(self._all_refused, "the devices to refuse it", watch=self.stack.check)
+        device = self._devices()[0]
+        problem = self.api.call("GET", f"/api/v1/devices/{device['id']}", quiet=True)["report"]["problem"]
+        self.terminal.table(["on the device's page", ""], [["code", problem["code"]], ["detail", problem["detail"]]])
+        self._check(self._all_serve(), "a device does not serve any more")
+        self.report.tampered_refused = [d["problem_code"] for d in self._devices()]
+        self.terminal.done("each device refused it and serves what it had")
+        self._roll_out("taken back", {"adapters": [f"{UPDATED}@2.0.0"]})
+
+    def _devices(self) -> list[Document]:
+        found = self.api.call("GET", f"/api/v1/devices?group={GROUP}", quiet=True)["results"]
+        return [device for device in found if device["name"] in self.device_names]
+
+    def _all_refused(self) -> bool:
+        return all(device["problem_code"] == "release_not_signed" for device in self._devices())
+
     def telemetry(self) -> None:
         """Decode speed per adapter as the fleet's server knows it."""
         path = "/api/v1/telemetry?metric=decode_tokens_per_s&group_by=adapter_name&step=60"
@@ -243,6 +271,9 @@ class Story:
         with self.terminal.progress(f"{document['name']}@{document['version']}") as progress:
             release = self.api.publish(directory.relative_to(ROOT), document, progress)
         self.terminal.say(f"  digest {release['digest'][:16]}…, {release['size_bytes'] / 1e6:.1f} MB on the device")
+        command = self.stack.sign_command(f"{document['name']}@{document['version']}")
+        self.terminal.command(f"python manage.py {' '.join(command)}")
+        self.stack.manage(*command)
 
     def _roll_out(self, name: str, change: dict[str, Any]) -> None:
         rollout = self.api.call("POST", "/api/v1/rollouts", {"name": name, **change, "groups": [GROUP]})

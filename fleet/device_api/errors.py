@@ -42,6 +42,14 @@ class NotDesiredError(ApiError):
     default_hint = "Poll the desired state again: it may have changed."
 
 
+class TrustNotReadyError(ApiError):
+    """The server has no key that devices would believe."""
+
+    code = "trust_not_ready"
+    status = 503
+    title = "Nothing can be signed"
+
+
 class NoSuchMetadataError(ApiError):
     """No TUF metadata or target has this name. Clients ask for the next root until they read this."""
 

@@ -26,6 +26,7 @@ from fleet.device_api.errors import (
 )
 from fleet.device_api.files import answer_file
 from fleet.device_api.signing import authenticate, decode_public_key
+from fleet.device_api.statements import statement_for
 from fleet.devices import actions as devices
 from fleet.devices.errors import BadDeviceDataError
 from fleet.devices.models import Device
@@ -39,7 +40,7 @@ from registry.models import Release, ReleaseFile
 from registry.queries import manifest_bytes
 from registry.storage import blob_store
 from registry.tasks import send_for_index
-from registry.trust.repository import read_metadata, read_target
+from registry.trust.repository import read_metadata, read_target, root_with_digest
 
 _MAX_ENROL_BYTES = 16 << 10
 _MAX_REPORT_BYTES = 256 << 10
@@ -79,8 +80,9 @@ def enrol(request: HttpRequest) -> HttpResponseBase:
     complaint = check_enrolment(introduction) or ("" if public_key else "public_key: not a raw Ed25519 key in base64")
     if complaint or public_key is None:
         raise BadDeviceDataError(complaint)
+    root = _wanted_root(introduction.root_sha256)
     device = devices.enrol(request=introduction, public_key=public_key)
-    answer = protocol.EnrolResponse(device.pk, settings.SOCLE_POLL_INTERVAL_S)
+    answer = protocol.EnrolResponse(device.pk, settings.SOCLE_POLL_INTERVAL_S, root)
     return HttpResponse(encode(answer), status=201, content_type="application/json")
 
 
@@ -89,11 +91,11 @@ def desired(request: HttpRequest) -> HttpResponseBase:
     """What the device shall have; 304 while that is what it knows already."""
     device = authenticate(request)
     devices.note_seen(device)
-    record = device.desired
-    headers = {"ETag": record.etag, protocol.HEADER_POLL_AFTER: f"{poll_after_s():.3f}"}
-    if record.etag in request.headers.get("If-None-Match", ""):
+    statement = statement_for(device.desired)
+    headers = {"ETag": statement.etag, protocol.HEADER_POLL_AFTER: f"{poll_after_s():.3f}"}
+    if statement.etag in request.headers.get("If-None-Match", ""):
         return HttpResponse(status=304, headers=headers)
-    return HttpResponse(bytes(record.document), content_type="application/json", headers=headers)
+    return HttpResponse(statement.body(), content_type="application/json", headers=headers)
 
 
 @device_view("GET")
@@ -182,6 +184,16 @@ def telemetry_batch(request: HttpRequest) -> HttpResponseBase:
     num_refused = telemetry.ingest(device=device, batch=batch)
     devices.note_seen(device)
     return HttpResponse(status=204, headers={"Socle-Samples-Refused": str(num_refused)})
+
+
+def _wanted_root(sha256: str) -> str:
+    """The root that the device's token pins; refused before the token is used up."""
+    if not sha256:
+        return ""
+    root = root_with_digest(sha256)
+    if root is None:
+        raise BadDeviceDataError("root_sha256: this server has no such root; make a fresh token")
+    return root.decode()
 
 
 def poll_after_s() -> float:

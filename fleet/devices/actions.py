@@ -31,6 +31,7 @@ from fleet.devices.models import (
     SeenNonce,
 )
 from fleet.devices.rules import check_report
+from registry.trust.repository import root_digest
 
 TOKEN_MARK = "soe_"  # noqa: S105 - the mark of an enrolment token
 LAST_SEEN_RESOLUTION = timedelta(minutes=1)
@@ -46,9 +47,13 @@ def hash_token(token: str) -> str:
 def create_enrolment_tokens(
     *, count: int, group: str | None, tags: Sequence[str], lifetime: timedelta, actor: str
 ) -> list[tuple[EnrolmentToken, str]]:
-    """New tokens with their secrets, which are shown this one time."""
+    """New tokens with their secrets, which are shown this one time.
+
+    What is shown ends in the SHA-256 of the TUF root, after a dot: by it the device knows whom to trust.
+    """
     found = find_group(group) if group else None
     expires_at = timezone.now() + lifetime
+    pin = root_digest()
     made = []
     for _ in range(count):
         secret = TOKEN_MARK + secrets.token_urlsafe(32)
@@ -60,7 +65,7 @@ def create_enrolment_tokens(
             created_by=actor,
             expires_at=expires_at,
         )
-        made.append((row, secret))
+        made.append((row, f"{secret}.{pin}" if pin else secret))
     EnrolmentToken.objects.bulk_create([row for row, _ in made])
     return made
 

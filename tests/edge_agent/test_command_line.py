@@ -29,7 +29,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
 
 
 def test_enrolment_keeps_key_and_identity_to_itself(run, fleet, tmp_path: Path) -> None:
-    done = run("enrol", "--server", fleet.url, "--token", "good-token", "--name", "kitchen")
+    done = run("enrol", "--server", fleet.url, "--token", fleet.token, "--name", "kitchen")
     assert (done.exit_code, "kitchen is enrolled" in done.output) == (0, True)
     identity = read_identity(tmp_path / "state" / "identity.json")
     assert identity.device_id in fleet.devices
@@ -46,7 +46,7 @@ def test_a_used_token_is_refused_with_words(run, fleet, tmp_path: Path) -> None:
 
 
 def test_enrolling_twice_is_refused(run, fleet) -> None:
-    run("enrol", "--server", fleet.url, "--token", "good-token")
+    run("enrol", "--server", fleet.url, "--token", fleet.token)
     fleet.tokens.add("another")
     done = run("enrol", "--server", fleet.url, "--token", "another")
     assert (done.exit_code, "already" in done.output) == (4, True)
@@ -55,8 +55,8 @@ def test_enrolling_twice_is_refused(run, fleet) -> None:
 
 def test_a_second_try_after_a_lost_answer_gets_the_same_identity(run, fleet, tmp_path: Path) -> None:
     fleet.order("/enrol", Lost())
-    assert run("enrol", "--server", fleet.url, "--token", "good-token").exit_code == 5
-    assert run("enrol", "--server", fleet.url, "--token", "good-token").exit_code == 0
+    assert run("enrol", "--server", fleet.url, "--token", fleet.token).exit_code == 5
+    assert run("enrol", "--server", fleet.url, "--token", fleet.token).exit_code == 0
     assert [read_identity(tmp_path / "state" / "identity.json").device_id] == list(fleet.devices)
 
 

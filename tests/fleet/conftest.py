@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 from django.core.cache import cache
+from django.db import transaction
+from django.test import override_settings
 from rest_framework.test import APIClient
 
 from engine.artifact import (
@@ -25,8 +27,10 @@ from engine.strict_json import encode
 from fleet.devices import actions as devices
 from fleet.devices.models import DeviceGroup
 from fleet.operators.actions import create_token
-from registry.models import Artifact, Release, ReleaseFile
+from registry.models import Artifact, Release, ReleaseFile, TrustMetadata, TrustTarget
 from registry.storage import blob_store
+from registry.trust.ceremony import OfflineKeys, init
+from registry.trust.keys import make_key
 from tests.fleet.device_simulator import DeviceSimulator
 
 _ARCHITECTURE = Architecture("qwen3", 64, 128, 1, 2, 1, 32, 100, 1e-6, 1e4, 256, True, False, True)
@@ -111,8 +115,37 @@ def publish(db: None) -> Callable[..., Release]:
     return make
 
 
+@pytest.fixture(scope="session")
+def ceremony_rows(
+    django_db_setup: None, django_db_blocker: Any, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[Any]]:
+    """The keys and metadata of a fleet after its ceremony, made once: the online keys' directory, and all rows."""
+    keys = tmp_path_factory.mktemp("keys")
+    with django_db_blocker.unblock(), transaction.atomic(), override_settings(**trust_settings(keys)):
+        offline = {role: OfflineKeys([make_key(keys / f"{role}.pem", b"words")], 1) for role in ("root", "targets")}
+        init(**offline)
+        rows = [*TrustMetadata.objects.all(), *TrustTarget.objects.all()]
+        transaction.set_rollback(True)
+    return keys, rows
+
+
+def trust_settings(keys: Path) -> dict[str, Any]:
+    return {"SOCLE_TRUST_KEY_DIR": keys, "SOCLE_TRUST_PASSPHRASE": "words"}
+
+
 @pytest.fixture
-def enrolment_token(db: None) -> Callable[..., str]:
+def trusted(db: None, ceremony_rows: tuple[Path, list[Any]], settings: Any) -> Path:
+    """The fleet has had its ceremony; where its keys are."""
+    keys, rows = ceremony_rows
+    for name, value in trust_settings(keys).items():
+        setattr(settings, name, value)
+    for model in (TrustMetadata, TrustTarget):
+        model.objects.bulk_create([row for row in rows if isinstance(row, model)], ignore_conflicts=True)
+    return keys
+
+
+@pytest.fixture
+def enrolment_token(trusted: Path) -> Callable[..., str]:
     def make(*, group: str | None = None, tags: tuple[str, ...] = (), lifetime: timedelta = timedelta(hours=1)) -> str:
         if group:
             DeviceGroup.objects.get_or_create(name=group)

@@ -32,7 +32,8 @@ class DeviceSimulator:
         return base64.b64encode(self.key.public_key().public_bytes_raw()).decode()
 
     def enrol(self, token: str, **changes: Any) -> Any:
-        request = protocol.EnrolRequest(token, self.name, self.public_key, "0.1.0", HARDWARE)
+        token, _, pin = token.partition(".")
+        request = protocol.EnrolRequest(token, self.name, self.public_key, "0.1.0", HARDWARE, root_sha256=pin)
         response = self.http.post(
             "/device/v1/enrol", encode(replace(request, **changes)), content_type="application/json"
         )
@@ -71,7 +72,11 @@ class DeviceSimulator:
     def desired(self) -> protocol.DesiredState:
         response = self.call("GET", "desired")
         assert response.status_code == 200, response.content
-        return decode(protocol.DesiredState, response.content)
+        return self.read(response).desired
+
+    def read(self, response: Any) -> protocol.DesiredStatement:
+        """The statement in the answer to a poll, its signature left aside."""
+        return decode(protocol.DesiredStatement, decode(protocol.SignedDesired, response.content).statement.encode())
 
     def report_of(self, state: str, **fields: Any) -> protocol.DeviceReport:
         known = {"revision": 0, "target_revision": 0} | fields

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -27,8 +28,20 @@ def test_an_operator_makes_tokens_and_devices_come_in_with_them(operator: Any) -
     assert [event["kind"] for event in row["events"]] == ["enrolled"]
 
 
+def test_a_token_pins_the_root_and_the_device_gets_it(enrolment_token: Any) -> None:
+    token = enrolment_token()
+    answer = decode(protocol.EnrolResponse, DeviceSimulator().enrol(token).content)
+    assert hashlib.sha256(answer.root.encode()).hexdigest() == token.partition(".")[2]
+
+
+def test_an_unknown_root_is_refused_before_the_token_is_used(enrolment_token: Any) -> None:
+    token = enrolment_token()
+    assert DeviceSimulator().enrol(token, root_sha256="0" * 64).status_code == 422
+    assert DeviceSimulator().enrol(token).status_code == 201
+
+
 def test_only_the_hash_of_a_token_is_kept(enrolment_token: Any) -> None:
-    secret = enrolment_token()
+    secret = enrolment_token().partition(".")[0]
     row = EnrolmentToken.objects.get()
     assert secret not in str(vars(row))
     assert secret.startswith(row.prefix)

@@ -39,7 +39,7 @@ class AgentProcess:
 
     def environment(self) -> dict[str, str]:
         # Real processes share the cores with the rest of the suite: one that is slow for a second does not hang.
-        changes = {"engine_hang_timeout_s": 20.0} | self.changes
+        changes = {"engine_hang_timeout_s": 20.0, "token": self.fleet.token} | self.changes
         config = quick_config(self.state_dir, self.fleet.url, **changes).model_dump(mode="json", exclude_none=True)
         ours = {f"SOCLE_AGENT_{k.upper()}": v if isinstance(v, str) else json.dumps(v) for k, v in config.items()}
         return {**os.environ, **ours}

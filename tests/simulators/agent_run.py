@@ -104,6 +104,7 @@ class AgentRun:
 @asynccontextmanager
 async def running_agent(state_dir: Path, fleet: FleetServer, **changes: Any) -> AsyncIterator[AgentRun]:
     """An agent from its boot to its stop."""
+    changes.setdefault("token", fleet.token)
     config = quick_config(state_dir, changes.pop("server", fleet.url), **changes)
     directory = StateDir(state_dir)
     directory.make()

@@ -28,15 +28,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from edge_agent import protocol
 from edge_agent.protocol import (
     DesiredState,
+    DesiredStatement,
     DeviceReport,
     EnrolRequest,
     EnrolResponse,
     ReleaseRef,
+    SignedDesired,
     TelemetryBatch,
 )
-from engine.artifact import MANIFEST_NAME, read_manifest
+from engine.artifact import MANIFEST_NAME, AdapterManifest, read_manifest
 from engine.strict_json import DecodeError, decode, encode
+from engine.trust_documents import Policy, ReleaseTarget
 from registry.chunking import index_bundle
+from tests.simulators.tuf_repository import TufRepository, make_signer
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,7 @@ Fault = Status | Cut | Slow | Hold | WrongBytes | WrongRange | NoRange | Endless
 class FleetServer:
     """A fleet with any number of devices that all want the same."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, root_threshold: int = 1) -> None:
         self.tokens = {"good-token"}
         self.devices: dict[str, Ed25519PublicKey] = {}
         self.reports: list[DeviceReport] = []
@@ -113,6 +117,13 @@ class FleetServer:
         self.requests: list[tuple[str, str, str | None]] = []
         """Method, path and Range header of every request."""
         self.desired = DesiredState("", 0)
+        self.trust = TufRepository(root_threshold=root_threshold)
+        self.desired_signer = make_signer()
+        self.trust.set_policy(policy_of(self.desired_signer))
+        self.valid_s = 3600
+        """For how long a signed desired state is good."""
+        self.hands_out_for = ""
+        """Another device's id: its desired state is handed out to all."""
         self.poll_after_s = 0.05
         self._metadata: dict[str, bytes] = {}
         """What lies below /releases/: a manifest by its digest, an index as `<digest>/index`."""
@@ -128,6 +139,11 @@ class FleetServer:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def token(self) -> str:
+        """An enrolment token, which pins the first root."""
+        return f"good-token.{hashlib.sha256(self.trust.root_bytes).hexdigest()}"
 
     def start(self) -> None:
         """Listen, on the same port as before."""
@@ -158,6 +174,8 @@ class FleetServer:
             self._files |= {sha256: path.read_bytes() for sha256, path in indexed.objects}
         for entry in manifest.files:
             self._files[entry.sha256] = (bundle / entry.path).read_bytes()
+        base = manifest.base.digest if isinstance(manifest, AdapterManifest) else None
+        self.trust.vouch_for(ReleaseTarget(manifest.kind, name, version, digest, indexed.sha256, base))
         return ReleaseRef(name, version, digest, sum(entry.size_bytes for entry in manifest.files))
 
     def spoil_index(self, release: ReleaseRef, spoil: Callable[[dict[str, Any]], None]) -> None:
@@ -177,6 +195,8 @@ class FleetServer:
         """Make a manifest a release whose files nobody has."""
         digest = hashlib.sha256(manifest).hexdigest()
         self._metadata[digest] = manifest
+        base = self.desired.base.digest if self.desired.base else None
+        self.trust.vouch_for(ReleaseTarget("adapter", name, version, digest, "0" * 64, base))
         return ReleaseRef(name, version, digest)
 
     def want(self, base: ReleaseRef | None, *adapters: ReleaseRef, **changes: Any) -> int:
@@ -209,6 +229,9 @@ class FleetServer:
         device_id = self._authenticate(method, path, headers, body)
         if device_id is None:
             return problem(401, "bad_signature")
+        if path.startswith("/trust/"):
+            found = self.trust.files.get(path.removeprefix("/trust/"))
+            return (200, {}, found) if found else problem(404, "no_such_metadata")
         with self._lock:
             return self._answer_device(device_id, method, path, headers, body)
 
@@ -239,7 +262,7 @@ class FleetServer:
             known = self._enrolled[request.token, request.public_key] = f"dev_{len(self.devices):016x}"
             self.devices[known] = Ed25519PublicKey.from_public_bytes(base64.b64decode(request.public_key))
             self.tokens.discard(request.token)
-        return 201, {}, encode(EnrolResponse(known, self.poll_after_s))
+        return 201, {}, encode(EnrolResponse(known, self.poll_after_s, self.trust.root_bytes.decode()))
 
     def _authenticate(self, method: str, path: str, headers: Any, body: bytes) -> str | None:
         device_id, nonce = headers.get(protocol.HEADER_DEVICE, ""), headers.get(protocol.HEADER_NONCE, "")
@@ -265,7 +288,15 @@ class FleetServer:
         sent = {"ETag": etag, protocol.HEADER_POLL_AFTER: str(self.poll_after_s)}
         if headers.get("If-None-Match") == etag:
             return 304, sent, b""
-        return 200, sent, encode(replace(self.desired, device_id=device_id))
+        return 200, sent, self.sign_desired(replace(self.desired, device_id=self.hands_out_for or device_id))
+
+    def sign_desired(self, desired: DesiredState) -> bytes:
+        """As the fleet hands it out; a test may hand out another one."""
+        now_s = int(time.time())
+        text = encode(DesiredStatement(desired, now_s, now_s + self.valid_s)).decode()
+        signature = bytes.fromhex(self.desired_signer.sign(protocol.desired_signing_input(text)).signature)
+        keyid = self.desired_signer.public_key.keyid
+        return encode(SignedDesired(text, keyid, base64.b64encode(signature).decode()))
 
     def _file(self, content: bytes, headers: Any) -> tuple[int, dict[str, str], bytes]:
         found = re.fullmatch(r"bytes=(\d+)-(\d+)", headers.get("Range") or "")
@@ -279,6 +310,12 @@ class FleetServer:
         self.num_batches_received += 1
         known = self.batches.setdefault(batch.batch_id, batch)
         return (204, {}, b"") if known == batch else problem(409, "other_content")
+
+
+def policy_of(*signers: Any, **more: Any) -> Policy:
+    """A policy under which these keys sign desired states."""
+    raw = {s.public_key.keyid: bytes.fromhex(s.public_key.keyval["public"]) for s in signers}
+    return Policy({keyid: base64.b64encode(key).decode() for keyid, key in raw.items()}, **more)
 
 
 def problem(status: int, code: str) -> tuple[int, dict[str, str], bytes]:
