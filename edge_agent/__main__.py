@@ -1,4 +1,4 @@
-"""`python -m edge_agent run|status|enrol`: the command line, and the one place where an agent's parts are made.
+"""`python -m edge_agent run|status|enrol|rotate-key`: the command line, and the one place where parts are made.
 
 Exit codes: 0 well, 1 a bug of ours, 2 wrong usage or setting, 3 another agent runs on the state directory, 4 not
 enrolled or refused, 5 the server can't be reached.
@@ -29,7 +29,7 @@ from edge_agent.device import Device, total_memory_bytes
 from edge_agent.engine_child import ChildSettings
 from edge_agent.enrolment import enrol as enrol_device
 from edge_agent.enrolment import identity_of
-from edge_agent.errors import TransientError, UserError
+from edge_agent.errors import NotEnrolledError, RefusedError, TransientError, UserError
 from edge_agent.fetcher import Fetcher
 from edge_agent.gate import Gate
 from edge_agent.host import Host, HostSettings
@@ -44,8 +44,10 @@ from edge_agent.state_dir import StateDir
 from edge_agent.states import DEADLINE_S, State
 from edge_agent.store import Store
 from edge_agent.telemetry import Telemetry
-from edge_agent.trust import DeviceKey, Identity, Unsigned
+from edge_agent.trust import DeviceKey, Identity, Unsigned, read_identity
 from edge_agent.trust_metadata import Source, TrustedMetadata
+from edge_agent.trust_revocation import Revocation
+from edge_agent.trust_rotation import finish_rotation, rotate_key
 from edge_agent.trust_transport import ClientFetcher
 from edge_agent.updater import Parts, Updater, UpdaterSettings
 
@@ -103,6 +105,13 @@ def enrol(
     _run_to_end(_enrol(config))
 
 
+@app.command("rotate-key")
+def rotate_device_key(state_dir: StateDirOption = None) -> None:
+    """Give the device a new key; the fleet refuses the old one from then on. The agent must be stopped."""
+    config = _load({"state_dir": state_dir})
+    _run_to_end(_rotate_key(config))
+
+
 @app.command()
 def status(
     state_dir: StateDirOption = None,
@@ -149,6 +158,7 @@ async def _serve(config: AgentConfig) -> None:
     with state_dir.held():
         async with _http_client(config) as http:
             identity = await identity_of(config, state_dir, lambda server: FleetClient(server, Unsigned(), http))
+            await finish_rotation(state_dir, identity.device_id, lambda s: FleetClient(identity.server, s, http))
             await assemble(config, state_dir, identity, http).run()
 
 
@@ -161,6 +171,22 @@ async def _enrol(config: AgentConfig) -> None:
     typer.echo(f"{identity.name} is enrolled at {identity.server} as {identity.device_id}")
 
 
+async def _rotate_key(config: AgentConfig) -> None:
+    state_dir = StateDir(config.state_dir)
+    identity = read_identity(state_dir.identity)
+    if identity is None:
+        raise NotEnrolledError(f"{state_dir.root} holds no enrolled device: name its --state-dir")
+    with state_dir.held():
+        async with _http_client(config) as http:
+            try:
+                key = await rotate_key(
+                    state_dir, identity.device_id, lambda signer: FleetClient(identity.server, signer, http)
+                )
+            except RefusedError as error:
+                raise NotEnrolledError(f"the server refused the new key ({error.code}): {error}") from error
+    typer.echo(f"{identity.name} signs with {key} from now on")
+
+
 def assemble(config: AgentConfig, state_dir: StateDir, identity: Identity, http: httpx2.AsyncClient) -> Daemon:
     """An agent from its settings and its identity."""
     signer = DeviceKey.open_or_make(state_dir.key).signer(identity.device_id)
@@ -169,6 +195,7 @@ def assemble(config: AgentConfig, state_dir: StateDir, identity: Identity, http:
     host = Host(store, _host_settings(config, state_dir), Quarantine(state_dir.quarantine))
     fetcher = Fetcher(client, store, _fetch_policy(config), Gate(config.download_window, state_dir.paused))
     trusted = _trusted_metadata(config, state_dir, client)
+    revocation = Revocation(state_dir.revocation, trusted)
     parts = Parts(Journal(state_dir.root), store, client, fetcher, host, total_memory_bytes, trusted)
     updater = Updater(
         parts,
@@ -182,7 +209,8 @@ def assemble(config: AgentConfig, state_dir: StateDir, identity: Identity, http:
         ),
     )
     telemetry = Telemetry(Spool(state_dir.spool, max_bytes=config.spool_max_bytes), identity.device_id)
-    components = Components(Device(identity), store, client, host, updater, telemetry, Recorder(telemetry), trusted)
+    recorder = Recorder(telemetry)
+    components = Components(Device(identity), store, client, host, updater, telemetry, recorder, trusted, revocation)
     return Daemon(config, state_dir, components)
 
 

@@ -75,6 +75,10 @@ class FleetClient:
         _, body = await self._call("POST", "enrol", encode(request))
         return _decoded(protocol.EnrolResponse, body)
 
+    async def rotate_key(self, rotation: protocol.KeyRotation) -> None:
+        """Say which key the device uses from now on."""
+        await self._call("POST", "key", encode(rotation))
+
     async def desired(self, etag: str | None) -> DesiredAnswer:
         """Poll the desired state."""
         headers = {"If-None-Match": etag} if etag else {}

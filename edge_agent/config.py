@@ -91,6 +91,8 @@ class AgentConfig(BaseSettings):
 
     telemetry_interval_s: float | None = Field(default=None, gt=0)
     """None sends as often as five polls, at least once a minute."""
+    trust_interval_s: float | None = Field(default=None, gt=0)
+    """None asks for revoked releases as often as ten polls."""
     sample_interval_s: float = Field(default=10.0, gt=0)
     spool_max_bytes: int = Field(default=64 << 20, ge=1 << 10)
 

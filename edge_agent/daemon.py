@@ -39,6 +39,7 @@ from edge_agent.store import Store
 from edge_agent.telemetry import Telemetry
 from edge_agent.trust_desired import DesiredVerifier
 from edge_agent.trust_metadata import TrustedMetadata
+from edge_agent.trust_revocation import Revocation
 from edge_agent.updater import Updater
 from engine.metrics import Counters, Usage
 
@@ -51,6 +52,7 @@ _GARBAGE_INTERVAL_S = 60.0
 _GOODBYE_S = 3
 _POLLS_PER_REPORT = 3
 _POLLS_PER_BATCH = 5
+_POLLS_PER_LOOK = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class Components:
     telemetry: Telemetry
     recorder: Recorder
     trusted: TrustedMetadata
+    revocation: Revocation
 
 
 class Daemon:
@@ -89,6 +92,7 @@ class Daemon:
         components.updater.on_change = self.note_change
         components.host.on_damage = self.note_damage
         components.host.on_beat = self.note_beat
+        components.host.refuses = components.revocation.problem_with
         components.host.on_quarantine = self.note_quarantine
         self._verifier = DesiredVerifier(components.trusted, components.device.identity.device_id)
         self._etag: str | None = None
@@ -133,6 +137,7 @@ class Daemon:
             Job("flush_telemetry", self._flush_telemetry, never),
             Job("send_telemetry", self._send_telemetry, self._send_due),
             Job("collect_garbage", self._collect_garbage, never),
+            Job("look_for_revocations", self._look_for_revocations, never),
             Job("repair", self._repair, self._repair_due),
             Job("write_status", self._write_status, self._status_due),
         )
@@ -247,7 +252,7 @@ class Daemon:
         report = components.device.report(
             components.updater.entry, components.updater.progress, components.host, components.store.free_bytes()
         )
-        return replace(report, problem=report.problem or self._distrust)
+        return replace(report, problem=report.problem or self._distrust or self._forbidden())
 
     async def _sample(self) -> float:
         self.components.recorder.look_at(self.components.host)
@@ -269,6 +274,22 @@ class Daemon:
     async def _send_telemetry(self) -> float:
         await self.components.telemetry.send(self.components.client)
         return self._telemetry_interval_s
+
+    async def _look_for_revocations(self) -> float:
+        before = self._forbidden()
+        try:
+            await self.components.revocation.look()
+        except UntrustedError as error:
+            log.warning("trust.not_refreshed", code=error.code, error=str(error))
+        if self._forbidden() != before:
+            self._report_due.set()
+            self._status_due.set()
+        return self._config.trust_interval_s or _POLLS_PER_LOOK * self._schedule.interval_s
+
+    def _forbidden(self) -> Problem | None:
+        """Why something of the served set must not run."""
+        served = self.components.updater.entry.served
+        return self.components.revocation.problem_with({ref.digest for ref in served.releases}) if served else None
 
     async def _collect_garbage(self) -> float:
         self.components.updater.collect_garbage()

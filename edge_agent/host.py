@@ -63,6 +63,8 @@ class Host:
         self.on_damage: Callable[[DesiredState], None] = lambda _: None
         self.on_beat: Callable[[EngineChild, Heartbeat], None] = lambda _child, _heartbeat: None
         self.on_quarantine: Callable[[], None] = lambda: None
+        self.refuses: Callable[[Collection[str]], Problem | None] = lambda _: None
+        """Why releases must not run, asked before each request."""
         self.num_restarts = 0
         self.problem: Problem | None = None
         self.quarantine = quarantine
@@ -126,6 +128,8 @@ class Host:
 
         Raises `NotServingError` if there are too many, `QuarantinedError` if the adapter must not run.
         """
+        if problem := self.refuses({model.base.digest, model.release.digest}):
+            raise NotServingError(problem.detail, code=problem.code)
         if model.adapter in self.quarantine:
             raise QuarantinedError(
                 f"{model.name} {model.release.version} is not run on this device any more, since the engine crashed "

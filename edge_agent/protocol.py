@@ -5,6 +5,7 @@ name. A device in the field cannot be changed at will: fields are only ever adde
 PROTOCOL number. Standard library only (and the two doors of `engine`).
 
     POST /device/v1/enrol                      EnrolRequest   -> EnrolResponse         (one-time token)
+    POST /device/v1/key                        KeyRotation    -> 204                   (signed by the old key)
     GET  /device/v1/desired                                   -> SignedDesired | 304   (ETag, Socle-Poll-After)
     GET  /device/v1/releases/{digest}                         -> manifest.json of the release
     GET  /device/v1/releases/{digest}/index                   -> its chunk index, see `engine.chunk_index`
@@ -51,6 +52,11 @@ def signing_input(*, device_id: str, method: str, target: str, timestamp_s: int,
     return "\n".join(("socle-request-1", device_id, method, target, str(timestamp_s), nonce, digest)).encode()
 
 
+def rotation_signing_input(*, device_id: str, public_key: str) -> bytes:
+    """The bytes that a device's new key signs to prove that it is the device's."""
+    return f"socle-key-1\n{device_id}\n{public_key}".encode()
+
+
 def desired_signing_input(statement: str) -> bytes:
     """The bytes that the fleet signs of a `SignedDesired`."""
     return b"socle-desired-1\n" + statement.encode()
@@ -90,6 +96,15 @@ class EnrolResponse:
     device_id: str
     poll_interval_s: float
     root: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRotation:
+    """The key that a device uses from now on, raw in base64, and its signature over `rotation_signing_input`."""
+
+    device_id: str
+    public_key: str
+    proof: str
 
 
 @dataclass(frozen=True, slots=True)

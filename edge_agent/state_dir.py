@@ -24,6 +24,16 @@ class StateDir:
         return self.root / "device.key"
 
     @property
+    def next_key(self) -> Path:
+        """The key that replaces it, while that is under way."""
+        return self.root / "device.key.next"
+
+    @property
+    def revocation(self) -> Path:
+        """What the fleet has revoked, as last heard."""
+        return self.root / "trust" / "revocation.json"
+
+    @property
     def identity(self) -> Path:
         """Who the device is."""
         return self.root / "identity.json"

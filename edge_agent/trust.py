@@ -112,6 +112,11 @@ class DeviceKey:
         """The raw public key, as `protocol.EnrolRequest` wants it."""
         return base64.b64encode(self._private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
 
+    def proof_of_possession(self, device_id: str) -> str:
+        """This key's word that it is the device's, as `protocol.KeyRotation` wants it."""
+        signed = protocol.rotation_signing_input(device_id=device_id, public_key=self.public_base64())
+        return base64.b64encode(self._private.sign(signed)).decode()
+
     def signer(self, device_id: str) -> DeviceSigner:
         """Signs requests in the name of a device."""
         return DeviceSigner(self._private, device_id)

@@ -90,6 +90,7 @@ INSTALLED_APPS = [
     "fleet",
     "fleet.operators",
     "fleet.idempotency",
+    "fleet.audit",
     "fleet.devices",
     "fleet.telemetry",
     "fleet.rollouts",

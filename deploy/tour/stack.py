@@ -153,10 +153,9 @@ class Stack:
         """A key that nobody should keep beside the server; the demo does."""
         return self.directory / "offline-keys" / f"{name}.pem"
 
-    def sign_command(self, ref: str) -> list[str]:
-        """The arguments of `manage.py` by which the publisher vouches for a release."""
-        key = self.offline_key(PUBLISHER).relative_to(self.directory)
-        return ["trust", "sign", ref, "--publisher", PUBLISHER, "--key", str(self.directory / key)]
+    def sign_command(self, *refs: str) -> list[str]:
+        """The arguments of `manage.py` by which the publisher vouches for releases."""
+        return ["trust", "sign", *refs, "--publisher", PUBLISHER, "--key", str(self.offline_key(PUBLISHER))]
 
     def manage(self, *arguments: str) -> str:
         """Run Django's command line on the demo's server; what it printed."""

@@ -124,13 +124,15 @@ class Story:
 
     def start(self) -> None:
         """Database, operator token, server, worker."""
+        is_first_time = not self.stack.has_trust
         with self.terminal.progress("server and worker are ready"):
             self.stack.prepare()
             self.stack.start_server()
-        self.terminal.say(
-            "  Keys for root, targets and the publisher were made in offline-keys/: throw-away ones, kept beside the "
-            "server as no fleet should."
-        )
+        if is_first_time:
+            self.terminal.say(
+                "  Keys for root, targets and the publisher were made in offline-keys/: throw-away ones, kept beside "
+                "the server as no fleet should."
+            )
         self.api.token = self.stack.token_file.read_text().strip()
         self.terminal.command(f"SOCLE={self.stack.url}; TOKEN=$(cat {self.stack.token_file})")
 
@@ -139,7 +141,8 @@ class Story:
         base = {"kind": "base", "name": BASE, "version": "1.0.0", "notes": "Trained for the demo, see deploy/demo."}
         self._publish(MODELS / "base", base)
         for name in ADAPTERS:
-            self.publish_adapter(name, "1.0.0")
+            self._publish_adapter(name, "1.0.0")
+        self._sign(f"{BASE}@1.0.0", *(f"{name}@1.0.0" for name in ADAPTERS))
 
     def enrol(self) -> None:
         """A one-time token per new device; each device is an agent process with a state directory of its own."""
@@ -263,7 +266,11 @@ class Story:
         return json.dumps(asdict(self.report), ensure_ascii=False)
 
     def publish_adapter(self, name: str, version: str) -> None:
-        """Publish one version of an adapter of the demo."""
+        """Publish and sign one version of an adapter of the demo."""
+        self._publish_adapter(name, version)
+        self._sign(f"{name}@{version}")
+
+    def _publish_adapter(self, name: str, version: str) -> None:
         document = {"kind": "adapter", "name": name, "version": version, "base": f"{BASE}@1.0.0"}
         self._publish(MODELS / "adapters" / f"{name}-{version}", document)
 
@@ -271,7 +278,10 @@ class Story:
         with self.terminal.progress(f"{document['name']}@{document['version']}") as progress:
             release = self.api.publish(directory.relative_to(ROOT), document, progress)
         self.terminal.say(f"  digest {release['digest'][:16]}…, {release['size_bytes'] / 1e6:.1f} MB on the device")
-        command = self.stack.sign_command(f"{document['name']}@{document['version']}")
+
+    def _sign(self, *refs: str) -> None:
+        """As the publisher would on a machine of its own."""
+        command = self.stack.sign_command(*refs)
         self.terminal.command(f"python manage.py {' '.join(command)}")
         self.stack.manage(*command)
 

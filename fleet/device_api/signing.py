@@ -18,6 +18,7 @@ from django.core.cache import cache
 from django.http import HttpRequest
 
 from edge_agent import protocol
+from fleet.audit.chain import Proof
 from fleet.device_api.errors import UnauthorisedDeviceError
 from fleet.devices.actions import remember_nonce
 from fleet.devices.errors import DeviceRevokedError
@@ -56,6 +57,20 @@ def authenticate(request: HttpRequest) -> Device:
     return device
 
 
+def proof_of(request: HttpRequest, device: Device) -> Proof:
+    """What `authenticate` has verified, to be kept. The body must be JSON as it travelled."""
+    claim = _read_claim(request)
+    return Proof(
+        device_id=device.pk,
+        public_key=device.public_key,
+        target=request.get_full_path(),
+        timestamp_s=claim.timestamp_s,
+        nonce=claim.nonce,
+        signature=base64.b64encode(claim.signature).decode(),
+        body=request.body.decode(errors="replace"),
+    )
+
+
 def decode_public_key(text: str) -> str | None:
     """The key in the one spelling that we store; None unless it is a raw Ed25519 key in base64."""
     try:
@@ -64,6 +79,17 @@ def decode_public_key(text: str) -> str | None:
     except (ValueError, binascii.Error):
         return None
     return base64.b64encode(raw).decode()
+
+
+def proves_possession(rotation: protocol.KeyRotation) -> bool:
+    """Whether the new key has signed for itself; without that a device could claim another's key."""
+    signed = protocol.rotation_signing_input(device_id=rotation.device_id, public_key=rotation.public_key)
+    try:
+        key = Ed25519PublicKey.from_public_bytes(base64.b64decode(rotation.public_key, validate=True))
+        key.verify(base64.b64decode(rotation.proof, validate=True), signed)
+    except (InvalidSignature, ValueError, binascii.Error):
+        return False
+    return True
 
 
 def _read_claim(request: HttpRequest) -> _Claim:

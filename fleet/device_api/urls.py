@@ -6,6 +6,7 @@ from fleet.device_api import views
 
 urlpatterns = [
     path("enrol", views.enrol),
+    path("key", views.key),
     path("desired", views.desired),
     re_path(r"^releases/(?P<digest>[0-9a-f]{64})$", views.release),
     re_path(r"^releases/(?P<digest>[0-9a-f]{64})/index$", views.release_index),

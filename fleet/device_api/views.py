@@ -25,7 +25,7 @@ from fleet.device_api.errors import (
     WrongDeviceError,
 )
 from fleet.device_api.files import answer_file
-from fleet.device_api.signing import authenticate, decode_public_key
+from fleet.device_api.signing import authenticate, decode_public_key, proof_of, proves_possession
 from fleet.device_api.statements import statement_for
 from fleet.devices import actions as devices
 from fleet.devices.errors import BadDeviceDataError
@@ -84,6 +84,19 @@ def enrol(request: HttpRequest) -> HttpResponseBase:
     device = devices.enrol(request=introduction, public_key=public_key)
     answer = protocol.EnrolResponse(device.pk, settings.SOCLE_POLL_INTERVAL_S, root)
     return HttpResponse(encode(answer), status=201, content_type="application/json")
+
+
+@device_view("POST")
+def key(request: HttpRequest) -> HttpResponseBase:
+    """Take the device's new key, which the old one has signed for and which proves itself. Again changes nothing."""
+    device = authenticate(request)
+    rotation = read_record(protocol.KeyRotation, request, max_bytes=_MAX_ENROL_BYTES)
+    _check_speaks_for_itself(device, rotation.device_id)
+    public_key = decode_public_key(rotation.public_key)
+    if public_key is None or not proves_possession(rotation):
+        raise BadDeviceDataError("proof: the new key has not signed for itself")
+    devices.rotate_key(device=device, public_key=public_key)
+    return HttpResponse(status=204)
 
 
 @device_view("GET")
@@ -169,7 +182,7 @@ def report(request: HttpRequest) -> HttpResponseBase:
     device = authenticate(request)
     told = read_record(protocol.DeviceReport, request, max_bytes=_MAX_REPORT_BYTES)
     _check_speaks_for_itself(device, told.device_id)
-    rollout_id = rollouts.take_report(device=device, report=told)
+    rollout_id = rollouts.take_report(device=device, report=told, proof=proof_of(request, device))
     if rollout_id:
         tasks.tick_rollout.delay_on_commit(rollout_id)
     return HttpResponse(status=204)

@@ -12,6 +12,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from edge_agent import protocol
+from fleet.audit import chain
 from fleet.devices import desired
 from fleet.devices.errors import (
     BadDeviceDataError,
@@ -185,6 +186,19 @@ def revoke(*, device: Device, actor: str) -> bool:
     return True
 
 
+def rotate_key(*, device: Device, public_key: str) -> None:
+    """The device signs with another key from now on. Raises `BadDeviceDataError` for a key that another one has."""
+    if device.public_key == public_key:
+        return
+    try:
+        with transaction.atomic():
+            Device.objects.filter(pk=device.pk).update(public_key=public_key)
+            record_event(device.pk, "device", "key_rotated")
+            chain.append(actor=device.pk, kind="key_rotated", detail={"before": device.public_key, "after": public_key})
+    except IntegrityError as error:
+        raise BadDeviceDataError("public_key: another device has this key") from error
+
+
 def note_seen(device: Device) -> None:
     """Remember that the device called, at most once a minute: a poll shall stay a read."""
     now = timezone.now()
@@ -193,11 +207,12 @@ def note_seen(device: Device) -> None:
 
 
 @transaction.atomic
-def record_report(*, device: Device, report: protocol.DeviceReport) -> None:
-    """Keep what the device says it has, and write what changed into its timeline."""
+def record_report(*, device: Device, report: protocol.DeviceReport, proof: chain.Proof | None = None) -> None:
+    """Keep what the device says it has; what changed goes into its timeline, with its proof into the audit chain."""
     if problem := check_report(report):
         raise BadDeviceDataError(problem)
-    _note_changes(device, report)
+    if _note_changes(device, report) and proof:
+        chain.append(actor=device.pk, kind=chain.REPORTED, detail={"proof": asdict(proof)})
     document = asdict(report)
     if device.report is None or _installed(device.report) != _installed(document):
         _index_installed(device, report)
@@ -215,15 +230,16 @@ def record_report(*, device: Device, report: protocol.DeviceReport) -> None:
     )
 
 
-def _note_changes(device: Device, report: protocol.DeviceReport) -> None:
+def _note_changes(device: Device, report: protocol.DeviceReport) -> bool:
     code = report.problem.code if report.problem else ""
     before = (device.update_state, device.revision, device.target_revision, device.problem_code)
     if before == (report.state, report.revision, report.target_revision, code):
-        return
+        return False
     detail: dict[str, Any] = {"revision": report.revision, "target_revision": report.target_revision}
     if report.problem:
         detail["problem"] = asdict(report.problem)
     record_event(device.pk, "device", f"update_{report.state}", **detail)
+    return True
 
 
 def _installed(document: dict[str, Any]) -> tuple[Any, list[Any]]:
@@ -247,10 +263,13 @@ def record_event(device_id: str, actor: str, kind: str, **detail: Any) -> None:
 
 def record_events(device_ids: Iterable[str], actor: str, kind: str, **detail: Any) -> None:
     """Add the same line to the timelines of many devices."""
-    now = timezone.now()
-    DeviceEvent.objects.bulk_create(
-        [DeviceEvent(device_id=pk, at=now, actor=actor, kind=kind, detail=detail) for pk in device_ids], batch_size=500
-    )
+    ids, now = list(device_ids), timezone.now()
+    with transaction.atomic():
+        DeviceEvent.objects.bulk_create(
+            [DeviceEvent(device_id=pk, at=now, actor=actor, kind=kind, detail=detail) for pk in ids], batch_size=500
+        )
+        if actor != "device" and ids:  # what devices say is in the chain as they signed it
+            chain.append(actor=actor, kind=kind, detail={**detail, "devices": ids})
 
 
 def remember_nonce(*, device_id: str, nonce: str, lasts: timedelta) -> bool:

@@ -12,6 +12,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from edge_agent import protocol
+from fleet.audit.chain import Proof
 from fleet.devices import actions as devices
 from fleet.devices.desired import ReleaseSet
 from fleet.devices.models import Device
@@ -109,9 +110,9 @@ def _move(rollout_id: str, command: Command) -> bool:
 
 
 @transaction.atomic
-def take_report(*, device: Device, report: protocol.DeviceReport) -> str | None:
+def take_report(*, device: Device, report: protocol.DeviceReport, proof: Proof | None = None) -> str | None:
     """Keep the report, and move the device in its rollout; the rollout's id if that settled the device."""
-    devices.record_report(device=device, report=report)
+    devices.record_report(device=device, report=report, proof=proof)
     row = queries.row_in_force(device.pk)
     verdict = judge(row.revision, _evidence(report, row)) if row else None
     if row is None or verdict is None or not _settle(row, verdict):

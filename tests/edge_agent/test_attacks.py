@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.edge_agent.attacks import ATTACKS, want_home_2
+from tests.edge_agent.attacks import ATTACKS
 from tests.edge_agent.conftest import Catalogue
 from tests.simulators.agent_run import running_agent
 from tests.simulators.fleet_server import FleetServer
@@ -48,5 +48,5 @@ async def test_after_a_fast_forward_rotated_keys_set_it_right(
         fleet.trust.replace_keys("timestamp")
         fleet.trust.rotate_root()
         fleet.trust.publish()
-        want_home_2(fleet, catalogue)
+        fleet.want(fleet.desired.base, *fleet.desired.adapters)
         await agent.until_serving(fleet.desired.revision)

@@ -213,6 +213,15 @@ def test_a_revoked_release_stands_in_the_policy(ready: Ceremony) -> None:
     assert "home@1.0.0" in ready.run("status")
 
 
+def test_the_policy_limits_how_stale_metadata_may_be(ready: Ceremony) -> None:
+    ready.run("limit", "3600", *ready.key("targets-1"))
+    assert decode(Policy, ready.read("policy.json")).max_stale_s == 3600
+    ready.run("limit", "none", *ready.key("targets-1"))
+    assert decode(Policy, ready.read("policy.json")).max_stale_s is None
+    with refused("no number of seconds"):
+        ready.run("limit", "soon", *ready.key("targets-1"))
+
+
 def test_the_beat_signs_anew_before_metadata_expires(ready: Ceremony) -> None:
     assert not repository.refresh_due()
     snapshot, timestamp = repository.current("snapshot").signed.version, repository.current("timestamp").signed.version

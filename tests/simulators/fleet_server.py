@@ -32,6 +32,7 @@ from edge_agent.protocol import (
     DeviceReport,
     EnrolRequest,
     EnrolResponse,
+    KeyRotation,
     ReleaseRef,
     SignedDesired,
     TelemetryBatch,
@@ -232,6 +233,10 @@ class FleetServer:
         if path.startswith("/trust/"):
             found = self.trust.files.get(path.removeprefix("/trust/"))
             return (200, {}, found) if found else problem(404, "no_such_metadata")
+        if (method, path) == ("POST", "/key"):
+            key = decode(KeyRotation, body).public_key
+            self.devices[device_id] = Ed25519PublicKey.from_public_bytes(base64.b64decode(key))
+            return 204, {}, b""
         with self._lock:
             return self._answer_device(device_id, method, path, headers, body)
 

@@ -1,4 +1,4 @@
-"""`manage.py trust init|status|add-key|rotate|revoke|sign`: the ceremonies of the TUF repository.
+"""`manage.py trust init|status|add-key|rotate|revoke|limit|sign`: the ceremonies of the TUF repository.
 
 Offline keys are named by files, whose passphrase comes from --passphrase-file or SOCLE_TRUST_OFFLINE_PASSPHRASE. Run it
 where the database can be reached and the offline keys are plugged in; nothing of them is kept.
@@ -50,12 +50,14 @@ class Command(BaseCommand):
             step.add_argument("--new", type=Path, help="file for the new key; online roles have their own place")
         revoke = steps.add_parser("revoke", help="a key of a role, or a release for ever")
         revoke.add_argument("what", help="name@version, or ROLE:KEYID")
+        limit = steps.add_parser("limit", help="for how long devices go on with expired metadata")
+        limit.add_argument("max_stale_s", help="seconds, or `none` for ever")
         sign = steps.add_parser("sign", help="releases as their publisher, or what of a role waits for signatures")
         sign.add_argument("what", nargs="+", help="name@version ..., or a role")
         sign.add_argument("--publisher", help="whose releases these are")
-        for step in (add, rotate, revoke, sign):
+        for step in (add, rotate, revoke, limit, sign):
             step.add_argument("--key", type=Path, action="append", default=[], help="an offline key to sign with")
-        for step in (init, add, rotate, revoke, sign):
+        for step in (init, add, rotate, revoke, limit, sign):
             step.add_argument("--passphrase-file", type=Path, help="its first line opens the offline keys")
 
     def handle(self, *_args: Any, **options: Any) -> None:
@@ -109,6 +111,14 @@ class Command(BaseCommand):
             ceremony.revoke_key(role=role, keyid=keyid, keys=_signers(options))
         else:
             ceremony.revoke_release(release=find_release(options["what"]), keys=_signers(options))
+
+    def _limit(self, options: dict[str, Any]) -> None:
+        given = options["max_stale_s"]
+        if given != "none" and not given.isdecimal():
+            raise ceremony.CeremonyRefusedError(
+                f"{given!r} is no number of seconds", hint="For instance 2592000, or none."
+            )
+        ceremony.set_max_stale(max_stale_s=None if given == "none" else int(given), keys=_signers(options))
 
     def _sign(self, options: dict[str, Any]) -> None:
         for key in _signers(options):
