@@ -39,7 +39,7 @@ def test_enrolment_keeps_key_and_identity_to_itself(run, fleet, tmp_path: Path) 
 
 
 def test_a_used_token_is_refused_with_words(run, fleet, tmp_path: Path) -> None:
-    done = run("enrol", "--server", fleet.url, "--token", "bad-token")
+    done = run("enrol", "--server", fleet.url, "--token", "bad-token.00")
     assert done.exit_code == 4
     assert "fresh token" in done.output
     assert not (tmp_path / "state" / "identity.json").exists()
@@ -62,7 +62,7 @@ def test_a_second_try_after_a_lost_answer_gets_the_same_identity(run, fleet, tmp
 
 WRONG = {
     "nothing given": (["enrol"], 4, "--token"),
-    "no server there": (["enrol", "--server", "http://127.0.0.1:9", "--token", "x"], 5, "127.0.0.1"),
+    "no server there": (["enrol", "--server", "http://127.0.0.1:9", "--token", "x.00"], 5, "127.0.0.1"),
     "no URL": (["enrol", "--server", "fleet.example", "--token", "x"], 2, "server"),
     "run without identity": (["run"], 4, "not enrolled"),
     "status of nothing": (["status"], 4, "no agent has run"),
