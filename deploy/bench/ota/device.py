@@ -33,7 +33,8 @@ async def enrol(server: str, directory: Path, token: str) -> str:
     """Make a key below the directory and trade the token for a device id."""
     await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True)
     key = DeviceKey.open_or_make(directory / "key")
-    hello = EnrolRequest(token, directory.name, key.public_base64(), "bench", Hardware("x", 1, 1))
+    secret, _, pin = token.partition(".")
+    hello = EnrolRequest(secret, directory.name, key.public_base64(), "bench", Hardware("x", 1, 1), root_sha256=pin)
     async with httpx2.AsyncClient(timeout=30.0, trust_env=False) as http:
         return (await FleetClient(server, Unsigned(), http).enrol(hello)).device_id
 

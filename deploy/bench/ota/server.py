@@ -22,6 +22,7 @@ from deploy.tour.api import Api
 from deploy.tour.stack import ROOT, Stack, free_port, wait_for
 from edge_agent import protocol
 from edge_agent.client import FleetClient
+from engine.strict_json import decode
 
 GROUP = "bench"
 
@@ -72,7 +73,7 @@ class Server:
     async def enrol(self, count: int) -> list[Device]:
         """New devices."""
         made = self.api.call("POST", "/api/v1/enrolment-tokens", {"group": GROUP, "count": count})["tokens"]
-        directories = [self.stack.device_directory(f"{row['token'][-8:]}-{n}") for n, row in enumerate(made)]
+        directories = [self.stack.device_directory(f"{row['prefix'][-8:]}-{n}") for n, row in enumerate(made)]
         return [
             Device(directory, await enrol(self.url, directory, row["token"]))
             for directory, row in zip(directories, made, strict=True)
@@ -86,8 +87,10 @@ class Server:
     async def _wants(self, device: Device) -> str:
         async with httpx2.AsyncClient(timeout=30.0, trust_env=False) as http:
             client = FleetClient(self.url, signer(device.directory, device.device_id), http)
-            desired = (await client.desired(None)).desired
-        return desired.base.digest if desired and desired.base else ""
+            signed = (await client.desired(None)).signed
+        assert signed is not None
+        desired = decode(protocol.DesiredStatement, signed.statement.encode()).desired
+        return desired.base.digest if desired.base else ""
 
     def curl(self, device: Device, sha256: str, target: Path) -> float:
         """Seconds that curl takes for a file in the device's name."""
