@@ -66,10 +66,12 @@ _BAD_METADATA = ("bad_metadata", "it is no metadata of this repository: look at 
 
 
 class _DurableUpdater(Updater):
-    """The library's updater, which survives a power loss at any write."""
+    """The library's updater, which survives a power loss at any write, and writes nothing that is there already."""
 
     def _persist_file(self, filename: str, data: bytes) -> None:
-        replace_file(Path(filename), data)
+        path = Path(filename)
+        if not path.is_file() or path.read_bytes() != data:
+            replace_file(path, data)
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,10 @@ def _in_each_state(traces: Traces) -> Iterator[Case]:
     """What may befall a device at any time."""
     acts = (Act.DISK_FULL, Act.READ_ONLY, Act.CLOCK_FORWARD, Act.CLOCK_BACK, Act.SERVER_GONE, Act.SECOND_AGENT)
     for act in acts:
-        yield from (Case("adapter", act, point, Side.AFTER) for point in traces["adapter"] if _is_entry(point))
+        for point in traces["adapter"]:
+            # By a clock that is years ahead a new desired state has expired before it is heard: no update begins.
+            if _is_entry(point) and not (act is Act.CLOCK_FORWARD and point.state == "idle"):
+                yield Case("adapter", act, point, Side.AFTER)
 
 
 def _again_and_again(traces: Traces) -> Iterator[Case]:

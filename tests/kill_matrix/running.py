@@ -83,6 +83,8 @@ class Stage:
     notes: Path
     verified: set[str] = field(default_factory=set)
     num_requests: int = 0
+    is_late: bool = False
+    """Whether the device's clock is years ahead."""
 
     @property
     def entry(self) -> Entry:
@@ -134,7 +136,7 @@ def run_case(world: World, case: Case) -> Outcome:
     try:
         with ExitStack() as stack:
             stage = _set_up(world, SCENARIOS[case.scenario], directory, stack)
-            stage.problem = expected_problem(case)
+            stage.problem, stage.is_late = expected_problem(case), case.act is Act.CLOCK_FORWARD
             _strike(stage, case)
             outcome.resumed_from = stage.entry.state
             outcome.served_at_once = _come_back(stage)
@@ -289,6 +291,8 @@ def _judge(stage: Stage) -> str:
     entry, report = stage.entry, stage.fleet.reports[-1]
     served = entry.served
     problem = report.problem.code if report.problem else None
+    if problem == "desired_expired" and stage.is_late:
+        problem = None  # true by the device's clock, and no reason to stop serving
     if problem != stage.problem:
         raise WrongError(f"the report names {problem} instead of {stage.problem}")
     if served is None or (report.base, report.adapters) != (served.base, served.adapters):

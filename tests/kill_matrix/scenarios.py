@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
 from edge_agent.journal import Journal
 from edge_agent.protocol import ReleaseRef, UpdateState
 from edge_agent.state_dir import StateDir
@@ -78,13 +76,13 @@ class World:
                 make_base(path, tag)
             else:
                 make_adapter(path, directory / "published" / base, tag, golden=golden)
-        self._devices: dict[tuple[str, ...], dict[str, Ed25519PublicKey]] = {}
+        self._enrolled_at: dict[tuple[str, ...], FleetServer] = {}
         self._templates = {old: self._make_template(old) for old in {s.old for s in SCENARIOS.values()}}
 
     def fleet(self, scenario: Scenario) -> FleetServer:
         """A server of its own, which knows the device."""
-        fleet = FleetServer()
-        fleet.devices |= self._devices[scenario.old]
+        fleet = FleetServer(like=self._enrolled_at[scenario.old])
+        fleet.devices |= self._enrolled_at[scenario.old].devices
         return fleet
 
     def publish(self, fleet: FleetServer, releases: tuple[str, ...]) -> list[ReleaseRef]:
@@ -105,11 +103,10 @@ class World:
 
     def _make_template(self, old: tuple[str, ...]) -> Path:
         fleet, state_dir = FleetServer(), self.directory / "-".join(("template", *old))
-        fleet.tokens = {"good-token"}
         revision = self.want(fleet, old) if old else 0
         notes = self.directory / f"{state_dir.name}.notes"
         notes.mkdir()
-        agent = ForkedAgent(state_dir, fleet.url)
+        agent = ForkedAgent(state_dir, fleet.url, {"token": fleet.token})
         agent.start(Fault(notes))
         deadline_s = time.monotonic() + 60
         while not _is_settled(state_dir, revision):
@@ -118,7 +115,7 @@ class World:
             time.sleep(0.02)
         agent.kill()
         fleet.stop()
-        self._devices[old] = fleet.devices
+        self._enrolled_at[old] = fleet
         return state_dir
 
 

@@ -109,7 +109,7 @@ Fault = Status | Cut | Slow | Hold | WrongBytes | WrongRange | NoRange | Endless
 class FleetServer:
     """A fleet with any number of devices that all want the same."""
 
-    def __init__(self, *, root_threshold: int = 1) -> None:
+    def __init__(self, *, root_threshold: int = 1, like: FleetServer | None = None) -> None:
         self.tokens = {"good-token"}
         self.devices: dict[str, Ed25519PublicKey] = {}
         self.reports: list[DeviceReport] = []
@@ -118,8 +118,8 @@ class FleetServer:
         self.requests: list[tuple[str, str, str | None]] = []
         """Method, path and Range header of every request."""
         self.desired = DesiredState("", 0)
-        self.trust = TufRepository(root_threshold=root_threshold)
-        self.desired_signer = make_signer()
+        self.trust = like.trust.copy() if like else TufRepository(root_threshold=root_threshold)
+        self.desired_signer = like.desired_signer if like else make_signer()
         self.trust.set_policy(policy_of(self.desired_signer))
         self.valid_s = 3600
         """For how long a signed desired state is good."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections import defaultdict
 from datetime import UTC, datetime, timedelta
@@ -58,6 +59,15 @@ class TufRepository:
         self.add_key(PUBLISHER)
         self.root_bytes = self.sign_root()
         self.set_policy(Policy())
+
+    def copy(self) -> TufRepository:
+        """Another one with the same keys and metadata, which goes its own way from here."""
+        made = copy.copy(self)
+        made.signers = defaultdict(list, {role: [*signers] for role, signers in self.signers.items()})
+        made.files, made.contents = dict(self.files), dict(self.contents)
+        for name in ("root", "targets", "delegated", "snapshot", "timestamp"):
+            setattr(made, name, copy.deepcopy(getattr(self, name)))
+        return made
 
     # Keys
 
