@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -99,12 +100,16 @@ class EngineLoop:
         self._marker = marker
         self._heartbeat_interval_s = heartbeat_interval_s
         self._next_heartbeat_s = self._next_memory_s = time.monotonic()
+        self._pause_s = self._longest_pause_s = 0.0
+        """How long adapters have come and gone since the last step; the longest such time since the last heartbeat."""
 
     def run(self, commands: queue.SimpleQueue[Command]) -> None:
         """For ever: the process ends when its input does."""
         while True:
             self._beat()
+            self._pause_s = 0.0
             self._obey_waiting(commands)
+            self._longest_pause_s = max(self._longest_pause_s, self._pause_s)
             for piece in self._engine.step() if self._engine.has_work else ():
                 self._send(piece)
             self._marker.note(())
@@ -114,7 +119,9 @@ class EngineLoop:
         if now_s < self._next_heartbeat_s:
             return
         with_memory = now_s >= self._next_memory_s
-        self._send(self._engine.heartbeat(with_memory=with_memory))
+        heartbeat = self._engine.heartbeat(with_memory=with_memory)
+        self._send(replace(heartbeat, update_pause_s=self._longest_pause_s))
+        self._longest_pause_s = 0.0
         self._next_heartbeat_s = now_s + self._heartbeat_interval_s
         if with_memory:
             self._next_memory_s = now_s + _HEARTBEATS_PER_MEMORY * self._heartbeat_interval_s
@@ -134,11 +141,14 @@ class EngineLoop:
             self._engine.cancel(command.call_id)
             return
         assert not isinstance(command, OpenEngine)
+        started_s = time.monotonic()
         for call in command.each() if isinstance(command, Generate) else (command,):
             try:
                 self._call(call)
             except EngineError as error:
                 self._send(failure_of(call.call_id, error))
+        if not isinstance(command, Generate):
+            self._pause_s += time.monotonic() - started_s
 
     def _call(self, command: LoadAdapter | UnloadAdapter | Generate) -> None:
         match command:

@@ -167,12 +167,16 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Sent between steps and while idle. `memory_bytes`: what is resident, by kind; empty if nobody looked."""
+    """Sent between steps and while idle. `memory_bytes`: what is resident, by kind; empty if nobody looked.
+
+    `update_pause_s`: the longest time since the last one for which loading and unloading adapters held steps up.
+    """
 
     readings: tuple[Reading, ...] = ()
     memory_bytes: Mapping[str, int] = field(default_factory=dict)
     num_running: int = 0
     num_waiting: int = 0
+    update_pause_s: float = 0.0
 
 
 Command = OpenEngine | LoadAdapter | UnloadAdapter | Generate | Cancel

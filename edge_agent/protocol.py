@@ -257,6 +257,7 @@ class Metric(StrEnum):
     ENGINE_RESTARTS = "engine_restarts"
     ADAPTERS_QUARANTINED = "adapters_quarantined"
     UPDATES = "updates"
+    UPDATE_PAUSE_S = "update_pause_s"
     SAMPLES_DROPPED = "samples_dropped"
 
 

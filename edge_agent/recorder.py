@@ -91,6 +91,9 @@ class Recorder:
         """Note what an engine has counted since its last heartbeat."""
         for reading in heartbeat.readings:
             self._note_reading(host, child, reading)
+        if heartbeat.update_pause_s:
+            subject = Subject(base=child.base, backend=child.backend)
+            self._telemetry.observe({Metric.UPDATE_PAUSE_S: heartbeat.update_pause_s}, subject)
 
     def look_at(self, host: Host) -> None:
         """Note memory, processor time, temperature and restarts."""

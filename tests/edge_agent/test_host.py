@@ -261,3 +261,15 @@ async def test_what_libraries_print_does_not_get_between_the_lines(fleet, catalo
         await agent.until_serving(1)
         assert await agent.ask("base", "hi") == "base: hi"
         assert agent.host.num_restarts == 0
+
+
+async def test_how_long_an_update_held_the_engine_up_is_told(fleet, catalogue, tmp_path) -> None:
+    base = catalogue.base()
+    fleet.want(base)
+    async with running_agent(tmp_path / "state", fleet, engine={"load_s": 0.05}) as agent:
+        await agent.until_serving(1)
+        assert Metric.UPDATE_PAUSE_S not in metrics_of(fleet)
+        await agent.until_serving(fleet.want(base, catalogue.adapter("home", "home 1")))
+        await agent.until(lambda: Metric.UPDATE_PAUSE_S in metrics_of(fleet))
+    samples = [sample for batch in fleet.batches.values() for sample in batch.samples]
+    assert max(s.value.max for s in samples if s.metric is Metric.UPDATE_PAUSE_S) >= 0.05
