@@ -104,7 +104,7 @@ class Device:
 def _engine(host: Host) -> Mapping[str, Any]:
     served = host.served
     if served is None:
-        return {"state": "down", "restarts": host.num_restarts}
+        return {"state": "down", "why": host.why_down, "restarts": host.num_restarts}
     return {
         "state": "serving",
         "pid": served.child.pid,

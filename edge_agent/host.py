@@ -40,6 +40,8 @@ from engine.artifact import AdapterManifest, Manifest
 
 log = structlog.get_logger()
 
+NO_ROOM = "one base makes way for the next, since memory has no room for both"
+
 
 @dataclass(frozen=True, slots=True)
 class HostSettings:
@@ -67,6 +69,8 @@ class Host:
         """Why releases must not run, asked before each request."""
         self.num_restarts = 0
         self.problem: Problem | None = None
+        self.why_down = ""
+        """Why nothing is served for a moment on purpose."""
         self.quarantine = quarantine
         self._store = store
         self._settings = settings
@@ -113,7 +117,9 @@ class Host:
             await self._wait_until_ready()
         served = self._served
         if served is None:
-            raise NotServingError("the engine is starting: try again in a moment", retry_after_s=2)
+            raise NotServingError(
+                f"{self.why_down or 'the engine is starting'}: try again in a moment", retry_after_s=2
+            )
         return served.models.get(name)
 
     @property
@@ -239,6 +245,7 @@ class Host:
             log.warning("host.no_room_for_two_bases", revision=self._served.desired.revision)
             old = self._served.child
             self._exchange(None)
+            self.why_down = NO_ROOM
             await asyncio.shield(self._spawn(self._retire(old)))
 
     def _has_memory_for(self, desired: DesiredState) -> bool:
@@ -271,6 +278,7 @@ class Host:
     def _exchange(self, served: Served | None) -> None:
         """The one place where what is served changes."""
         self._served = served
+        self.why_down = ""
         if served:
             self.problem = None
             self._ready.set()

@@ -131,7 +131,8 @@ def _release(release: dict[str, str]) -> str:
 def _engine(engine: dict[str, Any]) -> str:
     restarts = f"{engine['restarts']} restarts"
     if engine["state"] != "serving":
-        return f"[red]{engine['state']}[/red], {restarts}"
+        why = f" ({engine['why']})" if engine.get("why") else ""
+        return f"[red]{engine['state']}[/red]{why}, {restarts}"
     return (
         f"{engine['backend']}, process {engine['pid']}, {_mebibytes(engine['pss_bytes'])} PSS, "
         f"{engine['in_flight']} requests in flight, {restarts}"

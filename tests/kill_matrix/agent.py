@@ -11,6 +11,8 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
+import time
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
@@ -25,6 +27,8 @@ from tests.simulators.agent_run import quick_config
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["tests.kill_matrix.agent"])
+_LOCK = threading.Lock()
+"""`multiprocessing` looks at all children when one is started, and only the first to look gets an exit code."""
 
 
 def _main(state_dir: Path, environment: dict[str, str], fault: Fault, log: Path) -> None:
@@ -61,15 +65,19 @@ class ForkedAgent:
         config = quick_config(self.state_dir, self.server, **settings).model_dump(mode="json", exclude_none=True)
         ours = {f"SOCLE_AGENT_{k.upper()}": v if isinstance(v, str) else json.dumps(v) for k, v in config.items()}
         self.process = _SERVER.Process(target=_main, args=(self.state_dir, ours, fault, self.log), daemon=True)
-        self.process.start()
+        with _LOCK:
+            self.process.start()
 
     @property
     def exit_code(self) -> int | None:
         """None while it runs, the negative signal if it was killed."""
-        return self.process.exitcode
+        with _LOCK:
+            return self.process.exitcode
 
     def wait(self, timeout_s: float) -> int | None:
-        self.process.join(timeout_s)
+        deadline_s = time.monotonic() + timeout_s
+        while self.exit_code is None and time.monotonic() < deadline_s:
+            time.sleep(0.02)
         return self.exit_code
 
     def is_paused(self) -> bool:
@@ -88,7 +96,7 @@ class ForkedAgent:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.join(10)
+        self.wait(10)
 
     def ask(self, model: str) -> str | None:
         """The answer to "hi", None if there is none now."""

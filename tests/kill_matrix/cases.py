@@ -43,7 +43,7 @@ def _killed(traces: Traces) -> Iterator[Case]:
             yield Case("adapter", Act.KILL, point)
         if point.operation in ("rename", "fsync") or not _is_on_disk(point):
             yield Case("adapter", Act.KILL, point, Side.AFTER)
-    for scenario in ("base", "first", "refused"):
+    for scenario in ("base", "sequence", "first", "refused"):
         for point in traces[scenario]:
             if _is_entry(point) or _is_step(point):
                 yield Case(scenario, Act.KILL, point)

@@ -24,7 +24,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from edge_agent import updater
+from edge_agent import host, updater
 from edge_agent.engine_child import EngineChild
 from edge_agent.host import Host
 from edge_agent.journal import Journal
@@ -82,6 +82,8 @@ class Fault:
     act: Act | None = None
     point: Point | None = None
     side: Side = Side.BEFORE
+    is_short_of_memory: bool = False
+    """There is no room for two engines at a time."""
 
 
 class Injector:
@@ -159,6 +161,8 @@ def _shift_clock(by_s: float) -> None:
 def install(state_dir: Path, fault: Fault) -> None:
     """Wrap everything."""
     injector = Injector(state_dir, fault)
+    if fault.is_short_of_memory:
+        host.available_bytes = lambda: 0
     for name in ("fsync", "link", "rename", "replace", "unlink", "mkdir"):
         setattr(os, name, _around_disk(injector, name, getattr(os, name)))
     os.open = _around_open(injector, os.open, lambda flags: flags & (os.O_WRONLY | os.O_RDWR))

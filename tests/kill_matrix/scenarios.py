@@ -5,9 +5,8 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from edge_agent.journal import Journal
 from edge_agent.protocol import ReleaseRef, UpdateState
@@ -38,7 +37,8 @@ class Scenario:
     new: tuple[str, ...]
     problem: str | None = None
     """The code with which the new set is refused; None if it can be served."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    is_in_sequence: bool = False
+    """Memory has room for one base only: then nobody is served while one makes way for the other."""
 
     @property
     def old_answer(self) -> str | None:
@@ -58,6 +58,7 @@ SCENARIOS = {
     for scenario in (
         Scenario("adapter", ("base-a", "home-1"), ("base-a", "home-2")),
         Scenario("base", ("base-a", "home-1"), ("base-b", "home-b")),
+        Scenario("sequence", ("base-a", "home-1"), ("base-b", "home-b"), is_in_sequence=True),
         Scenario("first", (), ("base-a", "home-1")),
         Scenario("refused", ("base-a", "home-1"), ("base-a", "home-3"), problem="golden_prompt_failed"),
     )
