@@ -22,6 +22,7 @@ class Case:
         return f"{self.scenario}: {self.act} {self.side} {self.point}"
 
 
+_LASTING = ("fsync", "rename")
 Traces = Mapping[str, Sequence[Point]]
 
 
@@ -37,11 +38,14 @@ def cases(traces: Traces) -> list[Case]:
 
 
 def _killed(traces: Traces) -> Iterator[Case]:
-    """At every point of an adapter's update; in the other scenarios where the state changes and around each step."""
+    """Around every point of an adapter's update; in the other scenarios where the state changes, and in a switch.
+
+    Within a write of the journal, after an operation is before the next.
+    """
     for point in traces["adapter"]:
         if point.operation != "unlink":
             yield Case("adapter", Act.KILL, point)
-        if point.operation in ("rename", "fsync") or not _is_on_disk(point):
+        if _is_entry(point) or _is_step(point) or (point.operation in _LASTING and not _is_journals(point)):
             yield Case("adapter", Act.KILL, point, Side.AFTER)
     for scenario in ("base", "sequence", "first", "refused"):
         for point in traces[scenario]:
@@ -53,9 +57,10 @@ def _killed(traces: Traces) -> Iterator[Case]:
 
 def _power_lost(traces: Traces) -> Iterator[Case]:
     """Where files of a release get their names, and in one write of the journal: that is the same in each state."""
-    for point in traces["first"]:
-        if _is_on_disk(point) and ("/" in point.object or point.object == "bundles" or point.state == "verifying"):
-            yield Case("first", Act.POWER_LOSS, point)
+    for point in traces["adapter"]:
+        is_releases = point.object.startswith(("partial", "bundles"))
+        if point.operation in _LASTING and (is_releases or (_is_journals(point) and point.state == "verifying")):
+            yield Case("adapter", Act.POWER_LOSS, point)
 
 
 def _failed(traces: Traces) -> Iterator[Case]:

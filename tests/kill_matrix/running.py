@@ -60,7 +60,7 @@ class Client:
         self._thread.start()
 
     def _ask(self) -> None:
-        while not self._is_over.wait(0.03):
+        while not self._is_over.wait(0.05):
             self.answers.append(self._agent.ask("home"))
 
     def close(self) -> list[str | None]:
