@@ -22,7 +22,8 @@ class Landing:
     def __init__(self, part: PartFile, run: Sequence[PlacedChunk], on_bytes: OnBytes) -> None:
         self._part = part
         self._waiting = deque(run)
-        self._buffer = bytearray()
+        self._pieces: list[memoryview] = []
+        self._num_bytes = 0  # in the pieces
         self._on_bytes = on_bytes
         self._in_thread: tuple[PlacedChunk, asyncio.Future[bool]] | None = None
         self.stop = run[-1].stored_end
@@ -32,18 +33,20 @@ class Landing:
     @property
     def start(self) -> int:
         """Where in the object the next byte is that is still wanted; `stop` once all have come."""
-        return self._waiting[0].stored_offset + len(self._buffer) if self._waiting else self.stop
+        return self._waiting[0].stored_offset + self._num_bytes if self._waiting else self.stop
 
     async def take(self, data: memoryview) -> None:
         """The next bytes; what comes behind the last chunk is dropped, as a server may send without end."""
         while data and self._waiting:
-            num_wanted = self._waiting[0].chunk.stored_bytes - len(self._buffer)
-            self._buffer += data[:num_wanted]
-            data = data[num_wanted:]
-            if len(self._buffer) == self._waiting[0].chunk.stored_bytes:
+            piece = data[: self._waiting[0].chunk.stored_bytes - self._num_bytes]
+            data = data[len(piece) :]
+            self._pieces.append(piece)
+            self._num_bytes += len(piece)
+            if self._num_bytes == self._waiting[0].chunk.stored_bytes:
                 await self.settle()
-                place, stored, self._buffer = self._waiting.popleft(), self._buffer, bytearray()
-                self._in_thread = place, asyncio.ensure_future(asyncio.to_thread(self._part.land, place, stored))
+                place, pieces = self._waiting.popleft(), self._pieces
+                self._pieces, self._num_bytes = [], 0
+                self._in_thread = place, asyncio.ensure_future(asyncio.to_thread(self._part.land, place, pieces))
 
     async def settle(self) -> None:
         """Wait for the chunk that is being verified and written; raises `OSError` if the disk takes no more."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,8 +19,10 @@ import zstandard
 
 from engine.chunk_index import MAX_CHUNK_BYTES, IndexedFile, PlacedChunk
 
-Write = Callable[[int, bytes, int], int]
-"""As `os.pwrite`: descriptor, bytes, offset; returns how many bytes were written."""
+Pieces = Sequence[bytes | memoryview]
+"""Bytes as they came, not copied together."""
+Write = Callable[[int, Pieces, int], int]
+"""As `os.pwritev`: descriptor, pieces, offset; returns how many bytes were written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class Source:
 class PartFile:
     """An open part of one file. Methods block; `land` may run in one thread while others wait to `close`."""
 
-    def __init__(self, path: Path, file: IndexedFile, write: Write = os.pwrite) -> None:
+    def __init__(self, path: Path, file: IndexedFile, write: Write = os.pwritev) -> None:
         """Open or make it, with the disk space for all of it; raises `OSError` if there is none."""
         self.path = path
         self._write = write
@@ -73,10 +75,10 @@ class PartFile:
         """Take chunks from elsewhere on the disk, as far as they are right there; returns those still missing."""
         return [place for place in wanted if not any(self._copy(place, s) for s in sources.get(place.chunk.sha256, ()))]
 
-    def land(self, place: PlacedChunk, stored: bytes | bytearray) -> bool:
+    def land(self, place: PlacedChunk, stored: Pieces) -> bool:
         """Unpack, verify and write the bytes of a chunk as they came; False if they are not that chunk's."""
-        data = _unpacked(place, stored)
-        return data is not None and self._put(place, data)
+        pieces = _unpacked(place, stored)
+        return pieces is not None and self._put(place, pieces)
 
     def is_right(self) -> bool:
         """Whether the whole file has the SHA-256 that it should have."""
@@ -96,7 +98,7 @@ class PartFile:
 
     def _has(self, place: PlacedChunk) -> bool:
         assert self._descriptor is not None
-        return _is(place, os.pread(self._descriptor, place.chunk.size_bytes, place.offset))
+        return _is(place, [os.pread(self._descriptor, place.chunk.size_bytes, place.offset)])
 
     def _copy(self, place: PlacedChunk, source: Source) -> bool:
         try:
@@ -104,32 +106,36 @@ class PartFile:
                 data = os.pread(file.fileno(), place.chunk.size_bytes, source.offset)
         except OSError:
             return False  # gone or unreadable by now: then it is fetched
-        return self._put(place, data)
+        return self._put(place, [data])
 
-    def _put(self, place: PlacedChunk, data: bytes | bytearray) -> bool:
-        if not _is(place, data):
+    def _put(self, place: PlacedChunk, pieces: Pieces) -> bool:
+        if not _is(place, pieces):
             return False
         with self._lock:
             if self._descriptor is None:
                 return False
-            view, offset = memoryview(data), place.offset
-            while view:
-                num_bytes = self._write(self._descriptor, view, offset)  # type: ignore[arg-type]
-                view, offset = view[num_bytes:], offset + num_bytes
+            num_bytes = self._write(self._descriptor, pieces, place.offset)
+            while num_bytes < place.chunk.size_bytes:  # seldom: a disk that takes a part of it
+                rest = memoryview(b"".join(pieces))[num_bytes:]
+                num_bytes += self._write(self._descriptor, [rest], place.offset + num_bytes)
         return True
 
 
-def _is(place: PlacedChunk, data: bytes | bytearray) -> bool:
-    return hashlib.sha256(data).hexdigest() == place.chunk.sha256
+def _is(place: PlacedChunk, pieces: Pieces) -> bool:
+    sha256 = hashlib.sha256()
+    for piece in pieces:
+        sha256.update(piece)
+    return sha256.hexdigest() == place.chunk.sha256
 
 
-def _unpacked(place: PlacedChunk, stored: bytes | bytearray) -> bytes | bytearray | None:
+def _unpacked(place: PlacedChunk, stored: Pieces) -> Pieces | None:
     """The chunk's bytes, None if they can't be unpacked; never more than the chunk has, whatever they claim."""
     if not place.chunk.packed_bytes:
         return stored
+    packed = b"".join(stored)
     try:
-        if zstandard.frame_content_size(stored) != place.chunk.size_bytes:
+        if zstandard.frame_content_size(packed) != place.chunk.size_bytes:
             return None
-        return zstandard.ZstdDecompressor(max_window_size=2 * MAX_CHUNK_BYTES).decompress(stored)
+        return [zstandard.ZstdDecompressor(max_window_size=2 * MAX_CHUNK_BYTES).decompress(packed)]
     except zstandard.ZstdError:
         return None

@@ -43,7 +43,7 @@ _BLOCK_BYTES = 512  # st_blocks counts in these, whatever the file system's own 
 class Store:
     """All bundle directories under one state directory."""
 
-    def __init__(self, directory: Path, write: Write = os.pwrite) -> None:
+    def __init__(self, directory: Path, write: Write = os.pwritev) -> None:
         """`write` puts bytes of parts on the disk; tests give one that fails."""
         self._write = write
         self._bundles = directory / "bundles"

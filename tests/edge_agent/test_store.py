@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.part_file import Pieces
 from edge_agent.store import Store
 from engine.artifact import MANIFEST_NAME, read_manifest
 from engine.errors import BundleError
@@ -26,7 +27,7 @@ def bring(store: Store, source: Path) -> str:
         content = (source / file.path).read_bytes()
         with store.open_part(digest, file) as part:
             for place in part.missing():
-                assert part.land(place, content[place.offset : place.offset + place.chunk.size_bytes])
+                assert part.land(place, [content[place.offset : place.offset + place.chunk.size_bytes]])
             store.finish_file(part)
     return digest
 
@@ -75,8 +76,8 @@ def test_a_chunk_is_written_only_if_it_is_right_and_the_part_is_open(store: Stor
     index = store.keep_index(digest, manifest, index_bundle(tmp_path / "base", tmp_path / "index").path.read_bytes())
     with store.open_part(digest, index.files[0]) as part:
         (place,) = part.missing()
-        assert not part.land(place, b"{]")
-    assert not part.land(place, b"{}")
+        assert not part.land(place, [b"{]"])
+    assert not part.land(place, [b"{}"])
     assert part.path.read_bytes() == b"\0\0"
 
 
@@ -168,3 +169,12 @@ def test_damaged_bundles_are_dropped_and_whole_ones_kept(store: Store, tmp_path:
     assert store.drop_damaged([base, adapter]) == [adapter]
     assert store.holds(base)
     assert not store.holds(adapter)
+
+
+def test_a_disk_that_takes_one_byte_at_a_time_gets_all_of_them(tmp_path: Path) -> None:
+    def one_byte(descriptor: int, pieces: Pieces, offset: int) -> int:
+        return os.pwrite(descriptor, bytes(pieces[0][:1]), offset)
+
+    store = Store(tmp_path / "state", one_byte)
+    make_base(tmp_path / "base", "base")
+    store.complete(bring(store, tmp_path / "base"))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.host import Host
+from edge_agent.part_file import Pieces
 from edge_agent.protocol import DesiredState, ReleaseRef, UpdateState
 from edge_agent.state_dir import StateDir
 from edge_agent.states import DEADLINE_S
@@ -280,10 +281,10 @@ async def test_a_full_disk_is_reported_and_survived(fleet, catalogue, tmp_path: 
         store, is_full = agent.daemon.components.store, threading.Event()
         write = store._write
 
-        def write_while_there_is_room(descriptor: int, data: bytes, offset: int) -> int:
+        def write_while_there_is_room(descriptor: int, pieces: Pieces, offset: int) -> int:
             if is_full.is_set():
                 raise OSError(errno.ENOSPC, "No space left on device")
-            return write(descriptor, data, offset)
+            return write(descriptor, pieces, offset)
 
         store._write = write_while_there_is_room
         is_full.set()

@@ -62,18 +62,18 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Slow:
-    """Send the body in pieces of 64 bytes, with a pause after each."""
+    """Send the body in small pieces, with a pause after each."""
 
     pause_s: float
+    piece_bytes: int = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Send no more than the body's first bytes until the event is set; without any, not even the head."""
+    """Send nothing until the event is set."""
 
     release: threading.Event
     reached: threading.Event = field(default_factory=threading.Event)
-    after_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,15 +380,17 @@ class _Handler(BaseHTTPRequestHandler):
             case Lost():
                 self.close_connection = True
             case Hold():
-                self._send_held(fault, status, headers, body)
+                fault.reached.set()
+                fault.release.wait(30)
+                self._send(status, headers, body)
             case Cut():
                 self._head(status, headers, len(body))
                 self.wfile.write(body[: fault.after_bytes])
                 self.close_connection = True
             case Slow():
                 self._head(status, headers, len(body))
-                for start in range(0, len(body), 64):
-                    self.wfile.write(body[start : start + 64])
+                for start in range(0, len(body), fault.piece_bytes):
+                    self.wfile.write(body[start : start + fault.piece_bytes])
                     time.sleep(fault.pause_s)
             case WrongBytes():
                 spoilt = bytearray(body)
@@ -400,17 +402,6 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(status, headers, body + body)
             case _:
                 self._send(status, headers, body)
-
-    def _send_held(self, hold: Hold, status: int, headers: dict[str, str], body: bytes) -> None:
-        if hold.after_bytes:
-            self._head(status, headers, len(body))
-            self.wfile.write(body[: hold.after_bytes])
-        hold.reached.set()
-        hold.release.wait(30)
-        if hold.after_bytes:
-            self.wfile.write(body[hold.after_bytes :])
-        else:
-            self._send(status, headers, body)
 
     def _send(self, status: int, headers: dict[str, str], body: bytes, retry_after: str | None = None) -> None:
         self._head(status, headers | ({"Retry-After": retry_after} if retry_after else {}), len(body))

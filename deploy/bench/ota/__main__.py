@@ -28,6 +28,8 @@ from deploy.bench.ota.releases import Bundle, changed, make_bundle, tensor_sizes
 from deploy.bench.ota.server import Server, running_server
 from deploy.bench.ota.speed import measure_delta, measure_packing, measure_speed
 
+_ADAPTER_SIZES: Final = {"a": 1 << 20, "b": 1 << 20}
+"""As large as an adapter."""
 PARTS: Final = ("speed", "delta", "packing", "faults", "kill", "many")
 
 
@@ -57,7 +59,7 @@ def _measure(
     (device,) = asyncio.run(server.enrol(1))
     match part:
         case "many":
-            bundle = _bundle(directory / "small", 4 << 20, rng)
+            bundle = make_bundle(directory / "small", _ADAPTER_SIZES, dict.fromkeys(_ADAPTER_SIZES, options.seed))
             (ref,) = server.publish("small", [bundle])
             return asyncio.run(measure_many(server, bundle, ref, options.agents))
         case "packing":

@@ -41,6 +41,7 @@ class Proxy:
         """Start; `port` is the server's."""
         self._server_port = port
         self._faults: deque[Fault] = deque()
+        self._tasks: set[asyncio.Task[None] | None] = set()
         self.num_requests = 0
         """For files, not counting manifests and indexes."""
         self.num_bytes = 0
@@ -68,6 +69,8 @@ class Proxy:
 
     async def _serve(self, device: asyncio.StreamReader, to_device: asyncio.StreamWriter) -> None:
         """One request, then the connection ends."""
+        task = asyncio.current_task()
+        self._tasks.add(task)  # or nobody holds it, once the device is gone
         try:
             request = await device.readuntil(b"\r\n\r\n")
             is_file = b"/files/" in request.split(b"\r\n", 1)[0]
@@ -82,6 +85,7 @@ class Proxy:
             pass
         finally:
             to_device.close()
+            self._tasks.discard(task)
 
     async def _pass_on(self, request: bytes, to_device: asyncio.StreamWriter, fault: Fault, *, is_file: bool) -> None:
         answers, to_server = await asyncio.open_connection("127.0.0.1", self._server_port, limit=_HEAD_BYTES)
