@@ -49,14 +49,21 @@ class Fetcher:
             lambda: self._client.manifest(digest), lambda manifest: self._store.begin(digest, manifest)
         )
 
-    async def fetch_index(self, digest: str, manifest: Manifest) -> ChunkIndex:
-        """A release's chunk index, kept beside its manifest. Raises as `fetch` does, and `BundleError`."""
+    async def fetch_index(self, digest: str, manifest: Manifest, sha256: str | None = None) -> ChunkIndex:
+        """A release's chunk index, kept beside its manifest. Raises as `fetch` does, and `BundleError`.
+
+        `sha256`: of the index that its publisher has signed; None takes any that fits the manifest.
+        """
         return await self._persistently(
-            lambda: self._client.index(digest), lambda data: self._store.keep_index(digest, manifest, data)
+            lambda: self._client.index(digest), lambda data: self._store.keep_index(digest, manifest, data, sha256)
         )
 
-    async def fetch(self, digest: str, manifest: Manifest, pace: Pace, on_bytes: OnBytes) -> None:
+    async def fetch(
+        self, digest: str, manifest: Manifest, pace: Pace, on_bytes: OnBytes, *, index_sha256: str | None = None
+    ) -> None:
         """All files that are missing; `on_bytes` hears of bytes that are here and verified, however they came.
+
+        `index_sha256` as in `fetch_index`.
 
         Raises `TransientError` when the budget is spent or the disk is full, else `FinalError`.
         """
@@ -68,7 +75,7 @@ class Fetcher:
                 missing.append(entry.path)
         if not missing:
             return
-        index = self._store.index(digest, manifest) or await self.fetch_index(digest, manifest)
+        index = self._store.index(digest, manifest) or await self.fetch_index(digest, manifest, index_sha256)
         files = [file for file in index.files if file.path in missing]
         wanted = {chunk.sha256 for file in files for chunk in file.chunks}
         transfer = _Transfer(RetryBudget(self.policy), pace, on_bytes)

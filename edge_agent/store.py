@@ -31,7 +31,7 @@ from engine.artifact import (
     read_manifest,
     sha256_file,
 )
-from engine.chunk_index import ChunkIndex, IndexedFile, parse_index
+from engine.chunk_index import ChunkIndex, IndexedFile, IndexMismatchError, parse_index
 from engine.errors import BundleError
 
 log = structlog.get_logger()
@@ -101,8 +101,16 @@ class Store:
                 return parse_index((place / digest / _INDEX_NAME).read_bytes(), digest, manifest)
         return None
 
-    def keep_index(self, digest: str, manifest: Manifest, data: bytes) -> ChunkIndex:
-        """Put an index beside its release's manifest; raises `IndexMismatchError` if it is not that release's."""
+    def keep_index(self, digest: str, manifest: Manifest, data: bytes, sha256: str | None = None) -> ChunkIndex:
+        """Put an index beside its release's manifest; raises `IndexMismatchError` if it is not that release's.
+
+        `sha256`: what the index's must be, if that is known.
+        """
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            raise IndexMismatchError(
+                f"the index that came for {digest[:12]} is not the one that its publisher signed: sign the release "
+                "again with `manage.py trust sign`; if its index should not have changed, look for an intruder"
+            )
         index = parse_index(data, digest, manifest)
         replace_file(self._partial / digest / _INDEX_NAME, data)
         return index

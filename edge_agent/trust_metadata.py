@@ -113,8 +113,11 @@ class TrustedMetadata:
             raise UntrustedError("the metadata has no policy: run `manage.py trust init`", code="no_policy")
         return _read(Policy, data)
 
-    async def check_release(self, ref: ReleaseRef, desired: DesiredState) -> None:
-        """Raise `RefusedReleaseError` unless it is signed, not revoked, and what the desired state takes it for."""
+    async def check_release(self, ref: ReleaseRef, desired: DesiredState) -> ReleaseTarget:
+        """What its publisher vouches for.
+
+        Raises `RefusedReleaseError` unless it is signed, not revoked, and what the desired state takes it for.
+        """
         if ref.digest in (await self.policy()).revoked:
             raise RefusedReleaseError(
                 f"{ref.name} {ref.version} was revoked: roll out another version", code="release_revoked"
@@ -126,7 +129,9 @@ class TrustedMetadata:
                 "should not exist, look for an intruder on the server",
                 evidence={"digest": ref.digest},
             )
-        _check_is_what_is_wanted(_read(ReleaseTarget, data), ref, desired)
+        target = _read(ReleaseTarget, data)
+        _check_is_what_is_wanted(target, ref, desired)
+        return target
 
     async def expired_for_s(self) -> float:
         """For how many seconds the newest timestamp that was verified has been expired; negative while it is not."""

@@ -82,6 +82,7 @@ class Updater:
         self._entry = resume(parts.journal.read())
         self._wanted = self._entry.served if self._entry.state is State.IDLE else self._entry.target
         self._poked = asyncio.Event()
+        self._index_sha256: dict[str, str] = {}
         self._effects: Mapping[State, Callable[[], Awaitable[Happening]]] = {
             State.IDLE: self._wait_for_work,
             State.FETCHING: self._fetch_manifests,
@@ -221,7 +222,8 @@ class Updater:
         """Only of releases that are signed; manifests that are here already are not asked for again."""
         await self._parts.trusted.refresh()
         for ref in self._target.releases:
-            await self._parts.trusted.check_release(ref, self._target)
+            signed = await self._parts.trusted.check_release(ref, self._target)
+            self._index_sha256[ref.digest] = signed.index_sha256
         for ref in self._target.releases:
             if self._parts.store.manifest(ref.digest) is None:
                 await self._parts.fetcher.fetch_manifest(ref.digest)
@@ -248,7 +250,8 @@ class Updater:
         pace = Pace(min((limit for limit in limits if limit), default=None))
         try:
             for digest, manifest in manifests.items():
-                await self._parts.fetcher.fetch(digest, manifest, pace, self._count_bytes)
+                signed = self._index_sha256[digest]
+                await self._parts.fetcher.fetch(digest, manifest, pace, self._count_bytes, index_sha256=signed)
         finally:
             self.progress = None
         return Happening(Event.DOWNLOADED)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.artifact import read_manifest
 from engine.trust_documents import ReleaseTarget
@@ -131,6 +131,16 @@ def lying_server(fleet: FleetServer, catalogue: Catalogue) -> None:
     want_home_2(fleet, catalogue)
 
 
+def forged_index(fleet: FleetServer, catalogue: Catalogue) -> None:
+    """One that names other chunks of the same files, to make the device fetch without end."""
+    want_home_2(fleet, catalogue)
+
+    def forge(document: dict[str, Any]) -> None:
+        document["files"][0]["chunks"][0]["sha256"] = "f" * 64
+
+    fleet.spoil_index(fleet.desired.adapters[0], forge)
+
+
 def others_desired_state(fleet: FleetServer, catalogue: Catalogue) -> None:
     fleet.hands_out_for = "dev_ffffffffffffffff"
     want_home_2(fleet, catalogue)
@@ -163,6 +173,7 @@ ATTACKS = {
     "wrong software": Case("desired-state key", "an adapter of another base", "wrong_software", wrong_software),
     "wrong name": Case("desired-state key", "an adapter under another's name", "release_not_signed", other_name),
     "lying server": Case("the server, no key", "signs a desired state itself", "desired_not_signed", lying_server),
+    "forged index": Case("database and disk", "names other chunks of a signed release", "bad_index", forged_index),
     "another device's state": Case("the network", "hands out another device's desired state",
                                    "desired_of_another_device", others_desired_state),
     "replayed state": Case("the network", "hands out an older desired state", "desired_rollback", old_desired_state),
