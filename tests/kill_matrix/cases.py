@@ -40,7 +40,7 @@ def cases(traces: Traces) -> list[Case]:
 
 def _comes_always(point: Point) -> bool:
     """Signed metadata is looked after at each poll, and how many there are in a state is up to the clock."""
-    return not (point.object.startswith("trust") and point.nth > 1)
+    return not point.object.startswith("trust") or (point.nth == 1 and point.state != "failed")
 
 
 def _killed(traces: Traces) -> Iterator[Case]:
