@@ -21,6 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import unquote
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -231,7 +232,7 @@ class FleetServer:
         if device_id is None:
             return problem(401, "bad_signature")
         if path.startswith("/trust/"):
-            found = self.trust.files.get(path.removeprefix("/trust/"))
+            found = self.trust.files.get(unquote(path.removeprefix("/trust/")))
             return (200, {}, found) if found else problem(404, "no_such_metadata")
         if (method, path) == ("POST", "/key"):
             key = decode(KeyRotation, body).public_key
