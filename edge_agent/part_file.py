@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import zstandard
 
 from engine.chunk_index import MAX_CHUNK_BYTES, IndexedFile, PlacedChunk
 
+_MOST_PIECES: Final = 1024  # IOV_MAX: what one system call takes
 Pieces = Sequence[bytes | memoryview]
 """Bytes as they came, not copied together."""
 Write = Callable[[int, Pieces, int], int]
@@ -114,6 +115,8 @@ class PartFile:
         with self._lock:
             if self._descriptor is None:
                 return False
+            if len(pieces) > _MOST_PIECES:
+                pieces = [b"".join(pieces)]
             num_bytes = self._write(self._descriptor, pieces, place.offset)
             while num_bytes < place.chunk.size_bytes:  # seldom: a disk that takes a part of it
                 rest = memoryview(b"".join(pieces))[num_bytes:]

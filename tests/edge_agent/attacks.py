@@ -105,7 +105,7 @@ def endless_data(fleet: FleetServer, catalogue: Catalogue) -> None:
 
 
 def slow_retrieval(fleet: FleetServer, catalogue: Catalogue) -> None:
-    fleet.order("/trust/metadata/timestamp", *[Slow(0.1)] * 9)
+    fleet.order("/trust/metadata/timestamp", *[Slow(0.6)] * 9)
     want_home_2(fleet, catalogue)
 
 

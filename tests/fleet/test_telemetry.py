@@ -306,6 +306,7 @@ def test_every_metric_is_a_counter_or_a_distribution_with_its_unit() -> None:
         "engine_prefix_cache_bytes",
         "engine_cpu_share",
         "temperature_c",
+        "update_pause_s",
     ]
     assert units["temperature_c"] == (False, "°C")
 
