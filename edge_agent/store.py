@@ -177,6 +177,8 @@ class Store:
         """Verify whole bundles and take back those that do not match any more, to be mended; returns which."""
         damaged = []
         for digest in digests:
+            if not (self._bundles / digest).is_dir():
+                continue  # taken back before: its parts are in the hands of a download
             manifest, wrong = self.manifest(digest), [MANIFEST_NAME]
             if self.holds(digest) and manifest:
                 wrong = _wrong_files(self._bundles / digest, manifest)

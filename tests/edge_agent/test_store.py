@@ -169,6 +169,10 @@ def test_damaged_bundles_are_dropped_and_whole_ones_kept(store: Store, tmp_path:
     assert store.drop_damaged([base, adapter]) == [adapter]
     assert store.holds(base)
     assert not store.holds(adapter)
+    parts = store.incoming(adapter, "adapter.safetensors").parent
+    on_its_way = sorted(path.name for path in parts.iterdir())
+    assert store.drop_damaged([adapter]) == []
+    assert sorted(path.name for path in parts.iterdir()) == on_its_way
 
 
 def test_a_disk_that_takes_one_byte_at_a_time_gets_all_of_them(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ class AgentRun:
         while not condition():
             if self.task.done():
                 await self.task
-            assert time.monotonic() < deadline_s, f"waited in vain; the machine went {self.states}"
+            assert time.monotonic() < deadline_s, f"waited in vain; {self.updater.entry.problem}; it went {self.states}"
             await asyncio.sleep(0.005)
 
     async def until_serving(self, revision: int) -> None:
