@@ -9,13 +9,9 @@ import argparse
 import asyncio
 import json
 import logging
-import os
-import platform
 import random
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +23,8 @@ from deploy.bench.ota.proxy import Proxy
 from deploy.bench.ota.releases import Bundle, changed, make_bundle, tensor_sizes
 from deploy.bench.ota.server import Server, running_server
 from deploy.bench.ota.speed import measure_delta, measure_packing, measure_speed
+from deploy.bench.surroundings import machine, say
+from engine.bench.arguments import count, one_of
 
 _ADAPTER_SIZES: Final = {"a": 1 << 20, "b": 1 << 20}
 """As large as an adapter."""
@@ -38,13 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     logging.disable(logging.INFO)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    report: dict[str, Any] = {"benchmark": "ota", "machine": _machine(), "size_mib": options.size_mib}
+    report: dict[str, Any] = {"benchmark": "ota", "machine": machine(), "size_mib": options.size_mib}
     with tempfile.TemporaryDirectory(prefix="socle-bench-", dir=options.directory) as temporary:
         directory = Path(temporary)
         with running_server(directory / "server") as server:
             proxy = Proxy(server.stack.port)
             for part in options.parts:
-                _say(f"measuring: {part}")
+                say(f"measuring: {part}")
                 report[part] = _measure(part, server, proxy, directory / part, options)
                 _PRINT[part](report[part])
             proxy.close()
@@ -144,39 +142,18 @@ def _spread(values: Sequence[float]) -> str:
     return f"{ordered[len(ordered) // 2]:.0f} [{ordered[0]:.0f}, {ordered[-1]:.0f}]"
 
 
-def _machine() -> dict[str, Any]:
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "num_cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "load": os.getloadavg()[0],
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="./dev bench ota", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
-    add("--parts", type=_parts, default=",".join(PARTS), help="what to measure")
-    add("--size-mib", type=int, default=128, help="about how large the base is")
-    add("--rounds", type=int, default=5, help="speed: downloads of each, in turns with curl")
-    add("--agents", type=int, default=200, help="many: devices that download at once")
+    add("--parts", type=one_of(PARTS), default=",".join(PARTS), help="what to measure")
+    add("--size-mib", type=count, default=128, help="about how large the base is")
+    add("--rounds", type=count, default=5, help="speed: downloads of each, in turns with curl")
+    add("--agents", type=count, default=200, help="many: devices that download at once")
     add("--seed", type=int, default=1, help="another one makes other weights and changes other tensors")
     add("--directory", type=Path, default=None, help="where bundles and the server's data lie meanwhile")
     return parser
-
-
-def _parts(text: str) -> tuple[str, ...]:
-    parts = tuple(text.split(","))
-    if unknown := [part for part in parts if part not in PARTS]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(PARTS)}")
-    return parts
 
 
 if __name__ == "__main__":

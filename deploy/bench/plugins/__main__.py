@@ -5,12 +5,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +16,7 @@ from deploy.bench.plugins.load import KINDS, Ask, Run, Speed, answers_alone, mea
 from deploy.bench.plugins.models import Models, ensure_models
 from deploy.bench.plugins.processes import measure_memory, measure_prefix, measure_restarts
 from deploy.bench.plugins.switching import measure_switching
+from deploy.bench.surroundings import machine, say
 from engine.bench.arguments import count, one_of, positive
 from engine.convert.growth import SHAPES
 
@@ -33,10 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     options = _parser().parse_args(arguments)
     num_adapters = max(options.switch_adapters, options.memory_adapters, 4 * _ADAPTERS_PER_TASK)
-    models = ensure_models(options.cache.resolve(), options.shape, num_adapters, _say)
-    report: dict[str, Any] = {"benchmark": "plugins", "machine": _machine(), "shape": options.shape}
+    models = ensure_models(options.cache.resolve(), options.shape, num_adapters, say)
+    report: dict[str, Any] = {"benchmark": "plugins", "machine": machine(), "shape": options.shape}
     for part in options.parts:
-        _say(f"measuring: {part}")
+        say(f"measuring: {part}")
         report[part] = _measure(part, models, options)
         _PRINT[part](report[part])
     print(json.dumps(report))
@@ -76,9 +73,9 @@ async def _measure_load(models: Models, options: argparse.Namespace) -> dict[str
                 asks = await plan(
                     running, speed, seconds=options.seconds, utilisation=options.utilisation, seed=options.seed
                 )
-                _say(f"{len(asks)} requests in {options.seconds} s; {speed}")
+                say(f"{len(asks)} requests in {options.seconds} s; {speed}")
             runs.append(await replay(running, policy, asks))
-            _say(f"{policy}: {runs[-1].seconds:.0f} s, {runs[-1].tokens_per_s:.1f} tokens/s")
+            say(f"{policy}: {runs[-1].seconds:.0f} s, {runs[-1].tokens_per_s:.1f} tokens/s")
     async with device(models, adapters, engine={}, businesses=businesses) as running:
         sample = asks[:: max(1, len(asks) // options.compared)]
         alone = await answers_alone(running, sample)
@@ -168,20 +165,6 @@ def _print_restart(report: dict[str, Any]) -> None:
 _PRINT: Final = dict(
     zip(PARTS, (_print_load, _print_switch, _print_memory, _print_prefix, _print_restart), strict=True)
 )
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "num_cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "load": os.getloadavg()[0],
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
