@@ -62,7 +62,7 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Agen
     business = {"sampling": {"temperature": 0.0, "top_k": -1, "stop": "##"}, "title": "for apps"}
     base = catalogue.base()
     fleet.want(base, catalogue.adapter("home", "home 1", business=business), catalogue.adapter("工具", "tool"))
-    async with running_agent(directory / "state", fleet) as agent:
+    async with running_agent(directory / "state", fleet, engine_hang_timeout_s=30.0) as agent:
         await agent.until_serving(1)
         yield agent
     fleet.stop()

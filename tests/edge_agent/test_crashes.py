@@ -112,7 +112,7 @@ async def test_the_real_engine_notes_what_it_runs(fleet, bundles, tmp_path) -> N
             await asyncio.sleep(0.02)
             os.kill(child.pid, signal.SIGKILL)
             answer = await asking
-            assert answer.status_code == 503, answer.text
+            assert answer.status_code in (200, 503), answer.text  # 200: it had ended when the engine died
             if child.suspects:
                 break
             await agent.until(lambda: agent.host.served is not None)
