@@ -38,7 +38,7 @@ def quick_config(state_dir: Path, server: str, **changes: Any) -> AgentConfig:
         "api_port": 0,
         "engine_command": SCRIPTED_ENGINE,
         "engine_heartbeat_s": 0.05,
-        "engine_hang_timeout_s": 1.0,
+        "engine_hang_timeout_s": 5.0,
         "retry_first_s": 0.01,
         "retry_longest_s": 0.05,
         "request_timeout_s": 5.0,
