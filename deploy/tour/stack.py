@@ -161,9 +161,9 @@ class Stack:
         """Run Django's command line on the demo's server; what it printed."""
         return self._manage(*arguments)
 
-    def tamper(self, ref: str, version: str) -> str:
-        """Do what an intruder on the server could; the digest of the release that this forges."""
-        return self._python("-m", "deploy.tour.intruder", ref, version).strip()
+    def intrude(self, *arguments: str) -> str:
+        """Do what an intruder on the server could; what `deploy.tour.intruder` printed."""
+        return self._python("-m", "deploy.tour.intruder", *arguments).strip()
 
     def _hold_ceremony(self) -> None:
         """Throw-away keys, all in one place: on a real fleet root and targets keys are kept apart and offline."""

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from deploy.demo.demo_requests import requests
-from deploy.tour.api import Answer, Api, DeviceApi, Document
+from deploy.tour.api import Answer, Api, DeviceApi, Document, RefusedError
 from deploy.tour.load import Load
 from deploy.tour.stack import ROOT, Stack, wait_for
 from deploy.tour.terminal import Terminal
@@ -213,10 +213,16 @@ class Story:
 
     def tamper(self) -> None:
         """Somebody who owns the server's disk and database, but no offline key: the devices refuse, and go on."""
-        digest = self.stack.tamper(f"{UPDATED}@2.0.0", "2.0.1")
-        change = {"name": "tampered", "adapters": [f"{UPDATED}@2.0.1"], "groups": [GROUP]}
-        self.api.call("POST", "/api/v1/rollouts", change)
-        self.terminal.say(f"  {UPDATED}@2.0.1 {digest[:16]}… is in the database with other weights, and is rolled out.")
+        tampered = f"{UPDATED}@2.0.1"
+        digest = self.stack.intrude("forge", f"{UPDATED}@2.0.0", "2.0.1")
+        self.terminal.say(
+            f"  {tampered} {digest[:16]}… is in the database with other weights, and no publisher's word."
+        )
+        self._check_no_rollout_of(tampered)
+        self.stack.intrude("hand-out", tampered, GROUP)
+        self.terminal.say(
+            "  So the intruder writes it into the devices' desired states, past the planning of rollouts."
+        )
         wait_for(self._all_refused, "the devices to refuse it", watch=self.stack.check)
         device = self._devices()[0]
         problem = self.api.call("GET", f"/api/v1/devices/{device['id']}", quiet=True)["report"]["problem"]
@@ -225,6 +231,16 @@ class Story:
         self.report.tampered_refused = [d["problem_code"] for d in self._devices()]
         self.terminal.done("each device refused it and serves what it had")
         self._roll_out("taken back", {"adapters": [f"{UPDATED}@2.0.0"]})
+
+    def _check_no_rollout_of(self, ref: str) -> None:
+        """The server plans no rollout of what devices would refuse."""
+        try:
+            self.api.call("POST", "/api/v1/rollouts", {"name": "tampered", "adapters": [ref], "groups": [GROUP]})
+        except RefusedError as error:
+            self.terminal.say(f"  refused: {error}")
+            self._check("release_not_signed" in str(error), f"the rollout was refused for another reason: {error}")
+        else:
+            raise CheckFailedError(f"the server rolls {ref} out, which no publisher has signed")
 
     def _devices(self) -> list[Document]:
         found = self.api.call("GET", f"/api/v1/devices?group={GROUP}", quiet=True)["results"]

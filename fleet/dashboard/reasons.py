@@ -26,6 +26,8 @@ _SKIPPED = {
     "device_revoked": "Was shut out.",
     "wrong_base": "An adapter does not fit the device's base.",
     "no_base": "The device has no base model.",
+    "release_not_signed": "A release that the device would have is not signed by its publisher.",
+    "release_revoked": "A release that the device would have was revoked.",
     "adapter_left_behind": "An adapter on the device would not fit the new base.",
 }
 _AT_STEP = {

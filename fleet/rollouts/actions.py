@@ -33,6 +33,7 @@ from fleet.rollouts.states import (
     steps_before,
 )
 from fleet.rollouts.targets import Request, change_of, current_plan, find_devices, find_releases, records_of
+from registry.trust.vouched import Vouched, read_vouched
 
 _ENDS = {RolloutState.COMPLETED, RolloutState.FAILED, RolloutState.ABORTED}
 
@@ -41,9 +42,10 @@ _ENDS = {RolloutState.COMPLETED, RolloutState.FAILED, RolloutState.ABORTED}
 def create_rollout(*, request: Request, actor: str) -> Rollout:
     """A draft with a row per device; raises `RolloutRefusedError` if it can't be carried out on each of them."""
     releases = find_releases(request)
-    change = change_of(releases, request.remove)
+    vouched = read_vouched()
+    change = change_of(releases, request.remove, vouched)
     device_ids = list(find_devices(request).values_list("pk", flat=True))
-    _check(change, device_ids)
+    _check(change, _distinct_plans(device_ids, vouched))
     rollout = Rollout.objects.create(
         name=request.name,
         base=releases.base,
@@ -59,13 +61,13 @@ def create_rollout(*, request: Request, actor: str) -> Rollout:
     return rollout
 
 
-def _check(change: Change, device_ids: Iterable[str]) -> None:
+def _check(change: Change, plans: Iterable[Plan]) -> None:
     try:
         check_change(change)
     except ChangeRefusedError as error:
         raise RolloutRefusedError(error.conflicts) from error
     conflicts: dict[Conflict, None] = {}
-    for current in _distinct_plans(device_ids):
+    for current in plans:
         try:
             plan(change, current)
         except ChangeRefusedError as error:
@@ -74,9 +76,9 @@ def _check(change: Change, device_ids: Iterable[str]) -> None:
         raise RolloutRefusedError([*conflicts])
 
 
-def _distinct_plans(device_ids: Iterable[str]) -> Iterable[Plan]:
+def _distinct_plans(device_ids: Iterable[str], vouched: Vouched) -> Iterable[Plan]:
     """Fleets are uniform: many devices, few different sets."""
-    return Counter(current_plan(record) for record in records_of(device_ids).iterator(chunk_size=500))
+    return Counter(current_plan(record, vouched) for record in records_of(device_ids).iterator(chunk_size=500))
 
 
 def command(*, rollout: Rollout, command: Command, actor: str) -> Rollout:

@@ -18,6 +18,7 @@ from fleet.rollouts.planning import ChangeRefusedError, Plan, plan
 from fleet.rollouts.states import RolloutState, Step
 from fleet.rollouts.targets import change_of, current_plan, records_of
 from registry.models import Release
+from registry.trust.vouched import read_vouched
 
 BATCH_SIZE = 200
 _ACTOR = "rollout"
@@ -39,11 +40,12 @@ def hand_out_batch(rollout_id: str) -> int:
 
 def _hand_out(rollout: Rollout, rows: Sequence[RolloutDevice], records: dict[str, DesiredRecord]) -> None:
     brought = ReleaseSet(rollout.base, tuple(_adapters_of(rollout)))
-    change = change_of(brought, rollout.remove)
+    vouched = read_vouched()
+    change = change_of(brought, rollout.remove, vouched)
     changes = []
     for row in rows:
         record = records[row.device_id]
-        current = current_plan(record)
+        current = current_plan(record, vouched)
         row.updated_at = timezone.now()
         try:
             wanted = plan(change, current)

@@ -5,13 +5,16 @@ an operator asks and again when a device's document is written, since other roll
 """
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A release as planning sees it. `base_digest` is the content that an adapter was made for, None for a base."""
+    """A release as planning sees it. `base_digest` is the content that an adapter was made for, None for a base.
+
+    Two offers of the same release are equal whatever its publisher and the fleet's owners have said meanwhile.
+    """
 
     release_id: int
     name: str
@@ -19,6 +22,8 @@ class Offer:
     digest: str
     base_digest: str | None = None
     is_yanked: bool = False
+    is_unsigned: bool = field(default=False, compare=False)
+    is_revoked: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         return f"{self.name}@{self.version}"
@@ -72,9 +77,10 @@ def plan(change: Change, current: Plan) -> Plan:
     if base is None:
         _raise_if_any(*(_without_base(adapter) for adapter in change.adapters))
         return Plan(None, ())
+    refused = _refused_by_devices((base, *kept, *change.adapters))
     left_behind = (_left_behind(adapter, base) for adapter in kept if adapter.base_digest != base.digest)
     misfits = (_misfit(adapter, base) for adapter in change.adapters if adapter.base_digest != base.digest)
-    _raise_if_any(*left_behind, *misfits)
+    _raise_if_any(*refused, *left_behind, *misfits)
     return Plan(base, tuple(sorted((*kept, *change.adapters), key=lambda adapter: adapter.name)))
 
 
@@ -85,11 +91,25 @@ def _own_conflicts(change: Change) -> Iterator[Conflict]:
     for offer in offers:
         if offer.is_yanked:
             yield Conflict("yanked", str(offer), f"{offer} was yanked.", "Name a version that is published.")
+    yield from _refused_by_devices(offers)
     for name, times in Counter(adapter.name for adapter in change.adapters).items():
         if times > 1:
             yield Conflict("duplicate_adapter", name, f"{name} is named {times} times.", "Name one version of it.")
         if name in change.remove:
             yield Conflict("added_and_removed", name, f"{name} is added and removed.", "Name it in one of the two.")
+
+
+def _refused_by_devices(offers: Iterable[Offer]) -> Iterator[Conflict]:
+    """A device takes a set only if it may run each release in it, also those that it has already."""
+    for offer in offers:
+        if offer.is_revoked:
+            instead = f"Name another version of {offer.name}"
+            way_out = f", or list {offer.name} in remove." if offer.base_digest else "."
+            yield Conflict("release_revoked", str(offer), f"{offer} was revoked: no device runs it.", instead + way_out)
+        elif offer.is_unsigned:
+            sign = f"`manage.py trust sign {offer} --publisher NAME --key FILE`"
+            detail = f"No publisher has signed {offer}, so no device takes it."
+            yield Conflict("release_not_signed", str(offer), detail, f"Its publisher signs it with {sign}.")
 
 
 def _without_base(adapter: Offer) -> Conflict:

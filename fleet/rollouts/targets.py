@@ -13,6 +13,7 @@ from fleet.rollouts.planning import Change, Conflict, Offer, Plan
 from registry import queries as registry
 from registry.errors import ApiError
 from registry.models import ArtifactKind, Release
+from registry.trust.vouched import Vouched
 
 T = TypeVar("T")
 
@@ -103,23 +104,32 @@ def records_of(device_ids: Iterable[str]) -> QuerySet[DesiredRecord]:
     )
 
 
-def change_of(releases: ReleaseSet, remove: Iterable[str]) -> Change:
+def change_of(releases: ReleaseSet, remove: Iterable[str], vouched: Vouched) -> Change:
     """The change as planning sees it."""
-    plan = plan_of(releases)
+    plan = plan_of(releases, vouched)
     return Change(plan.base, plan.adapters, frozenset(remove))
 
 
-def plan_of(releases: ReleaseSet) -> Plan:
+def plan_of(releases: ReleaseSet, vouched: Vouched) -> Plan:
     """A set of releases as planning sees it."""
-    return Plan(offer_of(releases.base) if releases.base else None, tuple(map(offer_of, releases.adapters)))
+    base = offer_of(releases.base, vouched) if releases.base else None
+    return Plan(base, tuple(offer_of(adapter, vouched) for adapter in releases.adapters))
 
 
-def current_plan(record: DesiredRecord) -> Plan:
+def current_plan(record: DesiredRecord, vouched: Vouched) -> Plan:
     """What the device shall have now."""
-    return plan_of(current_set(record))
+    return plan_of(current_set(record), vouched)
 
 
-def offer_of(release: Release) -> Offer:
+def offer_of(release: Release, vouched: Vouched) -> Offer:
     """A release as planning sees it."""
-    made_for = release.base.digest if release.base else None
-    return Offer(release.pk, release.name, release.version, release.digest, made_for, release.is_yanked)
+    return Offer(
+        release_id=release.pk,
+        name=release.name,
+        version=release.version,
+        digest=release.digest,
+        base_digest=release.base.digest if release.base else None,
+        is_yanked=release.is_yanked,
+        is_unsigned=vouched.is_unsigned(release),
+        is_revoked=vouched.is_revoked(release),
+    )

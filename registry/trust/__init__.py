@@ -3,4 +3,5 @@
 keys        private keys in files, encrypted; never in the database
 repository  metadata in the database: staged, signed, published once its threshold is met, served
 ceremony    what people decide with offline keys: first keys, publishers, rotation, revocation, signing
+vouched     what that says of releases: which are signed, which are revoked
 """

@@ -179,13 +179,6 @@ def desired_signer() -> CryptoSigner:
     return online_signer("desired", list(read_policy(is_published=True).desired_keys))
 
 
-def is_signed(release: Release) -> bool:
-    """Whether some publisher vouches for the release and it is not revoked."""
-    path = release_path(release.name, release.digest)
-    roles = [found.signed for name in repository.publishers() if (found := repository.current(name))]
-    return any(path in role.targets for role in roles) and release.digest not in read_policy().revoked
-
-
 def _change_policy(keys: Iterable[CryptoSigner], **changes: object) -> None:
     top = repository.latest(TARGETS)
     repository.add_target(top, POLICY_PATH, encode(replace(read_policy(), **changes)))  # type: ignore[arg-type]

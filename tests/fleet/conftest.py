@@ -29,14 +29,15 @@ from fleet.devices.models import DeviceGroup
 from fleet.operators.actions import create_token
 from registry.models import Artifact, Release, ReleaseFile, TrustMetadata, TrustTarget
 from registry.storage import blob_store
-from registry.trust.ceremony import OfflineKeys, init
-from registry.trust.keys import make_key
+from registry.trust.ceremony import OfflineKeys, add_publisher, init, sign_releases
+from registry.trust.keys import load_key, make_key
 from tests.fleet.device_simulator import DeviceSimulator
 
 _ARCHITECTURE = Architecture("qwen3", 64, 128, 1, 2, 1, 32, 100, 1e-6, 1e4, 256, True, False, True)
 _TOKENIZER = TokenizerInfo("a" * 64, "b" * 64, (0,))
 
 
+PUBLISHER = "publishers"
 _numbers = itertools.count()
 
 
@@ -82,10 +83,10 @@ def operator(operator_with: Callable[..., Operator]) -> Operator:
 
 
 @pytest.fixture
-def publish(db: None) -> Callable[..., Release]:
-    """Puts a release straight into the catalogue, with a small file: `publish("home@1.0.0", base=...)`."""
+def publish(trusted: Path) -> Callable[..., Release]:
+    """Puts a signed release straight into the catalogue, with a small file: `publish("home@1.0.0", base=...)`."""
 
-    def make(ref: str, *, base: Release | None = None, content: bytes | None = None) -> Release:
+    def make(ref: str, *, base: Release | None = None, content: bytes | None = None, is_signed: bool = True) -> Release:
         name, version = ref.split("@")
         content = content if content is not None else ref.encode() * 100
         sha256 = hashlib.sha256(content).hexdigest()
@@ -110,9 +111,16 @@ def publish(db: None) -> Callable[..., Release]:
             published_by="tests",
         )
         ReleaseFile.objects.create(release=release, path=files[0].path, sha256=sha256, size_bytes=len(content))
+        if is_signed:
+            sign(release, trusted)
         return release
 
     return make
+
+
+def sign(release: Release, keys: Path) -> None:
+    """As its publisher would, with the keys of `trusted`."""
+    sign_releases(publisher=PUBLISHER, releases=[release], key=load_key(keys / "publisher.pem", b"words"))
 
 
 @pytest.fixture(scope="session")
@@ -124,6 +132,9 @@ def ceremony_rows(
     with django_db_blocker.unblock(), transaction.atomic(), override_settings(**trust_settings(keys)):
         offline = {role: OfflineKeys([make_key(keys / f"{role}.pem", b"words")], 1) for role in ("root", "targets")}
         init(**offline)
+        publisher = make_key(keys / "publisher.pem", b"words")
+        targets = offline["targets"].signers
+        add_publisher(name=PUBLISHER, artifacts=["*"], publisher=publisher, keys=targets)
         rows = [*TrustMetadata.objects.all(), *TrustTarget.objects.all()]
         transaction.set_rollback(True)
     return keys, rows

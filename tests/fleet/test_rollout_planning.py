@@ -13,6 +13,8 @@ HOME_1B = Offer(11, "home", "1.1.0", "h1b", base_digest="b1")
 HOME_2 = Offer(12, "home", "2.0.0", "h2", base_digest="b2")
 CAR_1 = Offer(20, "car", "1.0.0", "c1", base_digest="b1")
 CAR_2 = Offer(21, "car", "2.0.0", "c2", base_digest="b2")
+UNSIGNED = replace(CAR_1, is_unsigned=True)
+REVOKED = replace(CAR_1, is_revoked=True)
 YANKED = replace(CAR_1, release_id=22, version="1.0.1", is_yanked=True)
 
 NOTHING = Plan()
@@ -33,6 +35,7 @@ FULL = Plan(BASE_1, (CAR_1, HOME_1))
         (FULL, Change(base=BASE_2, adapters=(HOME_2,), remove=frozenset({"car"})), Plan(BASE_2, (HOME_2,))),
         (FULL, Change(base=BASE_1), FULL),
         (NOTHING, Change(remove=frozenset({"car"})), NOTHING),
+        (Plan(BASE_1, (REVOKED, HOME_1)), Change(remove=frozenset({"car"})), Plan(BASE_1, (HOME_1,))),
     ],
 )
 def test_what_a_change_makes_of_a_set(current: Plan, change: Change, expected: Plan) -> None:
@@ -55,6 +58,10 @@ def test_what_a_change_makes_of_a_set(current: Plan, change: Change, expected: P
             Change(base=BASE_2, adapters=(HOME_1B,)),
             [("adapter_left_behind", "car@1.0.0"), ("wrong_base", "home@1.1.0")],
         ),
+        (BARE, Change(adapters=(UNSIGNED,)), [("release_not_signed", "car@1.0.0")]),
+        (NOTHING, Change(base=replace(BASE_1, is_revoked=True)), [("release_revoked", "tiny@1.0.0")]),
+        (Plan(BASE_1, (REVOKED,)), Change(adapters=(HOME_1,)), [("release_revoked", "car@1.0.0")]),
+        (Plan(replace(BASE_1, is_unsigned=True)), Change(adapters=(HOME_1,)), [("release_not_signed", "tiny@1.0.0")]),
     ],
 )
 def test_what_a_set_can_not_become(current: Plan, change: Change, conflicts: list[tuple[str, str]]) -> None:
@@ -70,6 +77,11 @@ def test_what_a_set_can_not_become(current: Plan, change: Change, conflicts: lis
         (Change(), ["empty_change"]),
         (Change(adapters=(YANKED,)), ["yanked"]),
         (Change(base=replace(BASE_1, is_yanked=True)), ["yanked"]),
+        (
+            Change(base=replace(BASE_1, is_unsigned=True), adapters=(REVOKED,)),
+            ["release_not_signed", "release_revoked"],
+        ),
+        (Change(adapters=(replace(UNSIGNED, is_revoked=True),)), ["release_revoked"]),
         (Change(adapters=(HOME_1, HOME_1B)), ["duplicate_adapter"]),
         (Change(adapters=(HOME_1,), remove=frozenset({"home"})), ["added_and_removed"]),
         (Change(adapters=(YANKED, HOME_1, HOME_1)), ["yanked", "duplicate_adapter"]),

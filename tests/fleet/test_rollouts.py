@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,9 @@ from fleet.rollouts import actions, handout, queries
 from fleet.rollouts.models import RolloutDevice
 from fleet.rollouts.tasks import tick_rollouts
 from registry.models import ReleaseState
+from registry.trust.ceremony import revoke_release
+from registry.trust.keys import load_key
+from tests.fleet.conftest import sign
 
 
 @pytest.fixture
@@ -271,6 +275,67 @@ def test_what_can_not_be_carried_out_is_refused_with_a_list(  # noqa: PLR0917 - 
     assert [(conflict["code"], conflict["item"]) for conflict in problem["fields"]["conflicts"]] == [(code, item)]
     assert problem["hint"]
     assert device.desired().revision == 1
+
+
+def revoke(release: Any, keys: Path) -> None:
+    revoke_release(release=release, keys=[load_key(keys / "targets.pem", b"words")])
+
+
+def refusal(operator: Any, **body: Any) -> tuple[str, str]:
+    """Code and hint of the one conflict for which a rollout is refused."""
+    response = operator.post("/rollouts", body)
+    assert response.status_code == 422, response.content
+    [conflict] = response.json()["fields"]["conflicts"]
+    return conflict["code"], conflict["hint"]
+
+
+def test_what_no_publisher_has_signed_is_refused_until_it_is_signed(
+    operator: Any, enrolled: Any, publish: Any, trusted: Path
+) -> None:
+    device, release = enrolled(), publish("tiny@1.0.0", is_signed=False)
+    code, hint = refusal(operator, base="tiny", devices=[device.device_id])
+    assert code == "release_not_signed"
+    assert "`manage.py trust sign tiny@1.0.0 --publisher NAME --key FILE`" in hint
+    sign(release, trusted)
+    assert roll_out(operator, base="tiny", devices=[device.device_id])["state"] == "running"
+
+
+def test_a_revoked_release_is_refused_also_if_the_device_has_it_already(
+    operator: Any, enrolled: Any, publish: Any, base: Any, home: Any, trusted: Path
+) -> None:
+    device = enrolled()
+    publish("car@1.0.0", base=base)
+    roll_out(operator, base="tiny", adapters=["home"], devices=[device.device_id])
+    revoke(home, trusted)
+    assert refusal(operator, adapters=["home"], devices=[device.device_id])[0] == "release_revoked"
+    code, hint = refusal(operator, adapters=["car"], devices=[device.device_id])
+    assert (code, hint) == ("release_revoked", "Name another version of home, or list home in remove.")
+    roll_out(operator, adapters=["car"], remove=["home"], devices=[device.device_id])
+    assert [adapter.name for adapter in device.desired().adapters] == ["car"]
+
+
+def test_a_running_rollout_stops_handing_a_revoked_release_out(
+    operator: Any, fleet: Any, base: Any, trusted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handout, "BATCH_SIZE", 1)
+    rollout = roll_out(operator, base="tiny", groups=["home"], start=False)
+    actions.command(rollout=queries.get_rollout(rollout["id"]), command=actions.Command.START, actor="tests")
+    handout.hand_out_batch(rollout["id"])
+    revoke(base, trusted)
+    tick_rollouts()
+    assert sorted(device.desired().revision for device in fleet) == [0, 0, 1]
+    rows = look(operator, rollout)["devices"]
+    assert [(row["state"], row["reason"]) for row in rows if row["state"] != "pending"] == [
+        ("skipped", "release_revoked")
+    ] * 2
+
+
+def test_the_metadata_is_read_once_for_all_releases(operator: Any, enrolled: Any, publish: Any, base: Any) -> None:
+    device = enrolled()
+    names = [publish(f"adapter-{number}@1.0.0", base=base).name for number in range(4)]
+    with CaptureQueriesContext(connection) as captured:
+        roll_out(operator, base="tiny", adapters=names, devices=[device.device_id], start=False)
+    assert len([query for query in captured if "registry_trustmetadata" in query["sql"].lower()]) == 3
 
 
 def test_several_obstacles_are_named_at_once(operator: Any, enrolled: Any, base: Any) -> None:

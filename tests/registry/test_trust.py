@@ -20,6 +20,7 @@ from engine.strict_json import decode
 from engine.trust_documents import Policy, ReleaseTarget, release_path
 from registry.models import Artifact, Release, TrustMetadata
 from registry.trust import ceremony, repository
+from registry.trust.vouched import Vouched, read_vouched
 
 pytestmark = pytest.mark.django_db
 
@@ -132,7 +133,16 @@ def test_a_client_follows_from_the_first_root_to_a_signed_release(ready: Ceremon
     ready.run("sign", "home@1.0.0", "--publisher", "homes", *ready.key("homes"))
     target = decode(ReleaseTarget, ready.read(release_path("home", home.digest)))
     assert target == ReleaseTarget("base", "home", "1.0.0", home.digest, home.index_sha256)
-    assert ceremony.is_signed(home)
+    assert not read_vouched().is_unsigned(home)
+
+
+def test_before_there_are_keys_nothing_is_held_against_a_release(at_table: Ceremony) -> None:
+    home = release("home")
+    assert read_vouched() == Vouched()
+    assert not read_vouched().is_unsigned(home)
+    at_table.run("init", "--keys", str(at_table.keys))
+    assert read_vouched().is_unsigned(home)
+    assert "not signed, so no device takes it: home@1.0.0" in at_table.run("status")
 
 
 def test_a_publisher_signs_only_below_its_own_path(ready: Ceremony) -> None:
@@ -151,6 +161,7 @@ def test_a_client_ignores_what_a_publisher_slips_in_elsewhere(ready: Ceremony) -
     repository.stage("homes", signed, [load_key(ready.keys / "homes.pem", b"offline words")])
     assert repository.settle() == ["homes"]
     assert ready.read(release_path("phone", phone.digest)) is None
+    assert read_vouched().is_unsigned(phone)
 
 
 def test_another_publishers_key_does_not_do(ready: Ceremony) -> None:
@@ -209,8 +220,8 @@ def test_a_revoked_release_stands_in_the_policy(ready: Ceremony) -> None:
     ready.run("sign", "home@1.0.0", "--publisher", "homes", *ready.key("homes"))
     ready.run("revoke", "home@1.0.0", *ready.key("targets-1"))
     assert decode(Policy, ready.read("policy.json")).revoked == (home.digest,)
-    assert not ceremony.is_signed(home)
-    assert "home@1.0.0" in ready.run("status")
+    assert read_vouched().is_revoked(home)
+    assert "revoked, so no device takes it: home@1.0.0" in ready.run("status")
 
 
 def test_the_policy_limits_how_stale_metadata_may_be(ready: Ceremony) -> None:

@@ -68,6 +68,7 @@ class Server:
             check=True,
             stdout=sys.stderr,
         )
+        self.stack.manage(*self.stack.sign_command(*refs))
         return refs
 
     async def enrol(self, count: int) -> list[Device]:

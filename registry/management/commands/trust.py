@@ -24,6 +24,7 @@ from registry.trust.keys import (
     make_online_key,
     read_passphrase,
 )
+from registry.trust.vouched import read_vouched
 
 
 class Command(BaseCommand):
@@ -89,9 +90,7 @@ class Command(BaseCommand):
             version = f"{found.signed.version:4} expires {found.signed.expires:%F %H:%M}" if found else "   -"
             self.stdout.write(f"{role:<20}{version}  {_keys_of(role)}")
         self._show_waiting()
-        unsigned = [release.ref for release in Release.objects.select_related("artifact") if not _is_signed(release)]
-        if unsigned:
-            self.stdout.write(f"not signed, so no device takes it: {', '.join(unsigned)}")
+        self._show_refused()
 
     def _add_key(self, options: dict[str, Any]) -> None:
         role, keys = options["role"], _signers(options)
@@ -129,6 +128,14 @@ class Command(BaseCommand):
                 for role in options["what"]:
                     ceremony.sign_staged(role=role, key=key)
 
+    def _show_refused(self) -> None:
+        vouched, releases = read_vouched(), Release.objects.defer("manifest").select_related("artifact")
+        revoked = [release.ref for release in releases if vouched.is_revoked(release)]
+        unsigned = [release.ref for release in releases if vouched.is_unsigned(release) and release.ref not in revoked]
+        for reason, refs in (("not signed", unsigned), ("revoked", revoked)):
+            if refs:
+                self.stdout.write(f"{reason}, so no device takes it: {', '.join(refs)}")
+
     def _show_waiting(self) -> None:
         for role in ("root", "targets", *repository.publishers()):
             if missing := repository.missing_signatures(role):
@@ -165,7 +172,3 @@ def _keys_of(role: str) -> str:
         return ""
     known = delegator.signed.get_delegated_role(role)
     return f"{known.threshold} of {len(known.keyids)} keys: {' '.join(keyid[:16] for keyid in known.keyids)}"
-
-
-def _is_signed(release: Release) -> bool:
-    return repository.current("targets") is not None and ceremony.is_signed(release)

@@ -64,7 +64,7 @@ def enrol(name: str, *, group: str | None = None, tags: tuple[str, ...] = ()) ->
     lifetime = timedelta(hours=1)
     [(_, secret)] = devices.create_enrolment_tokens(count=1, group=group, tags=tags, lifetime=lifetime, actor=ACTOR)
     key = base64.b64encode(hashlib.sha256(name.encode()).digest()).decode()
-    request = protocol.EnrolRequest(secret, name, key, "0.1.0", HARDWARE)
+    request = protocol.EnrolRequest(secret.partition(".")[0], name, key, "0.1.0", HARDWARE)
     return devices.enrol(request=request, public_key=key)
 
 

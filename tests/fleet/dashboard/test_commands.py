@@ -7,7 +7,7 @@ import pytest
 from fleet.devices.models import Device, EnrolmentToken
 from fleet.rollouts.models import Rollout
 from fleet.rollouts.states import Step
-from tests.fleet.dashboard.small_fleet import enrol
+from tests.fleet.dashboard.small_fleet import enrol, publish
 
 pytestmark = pytest.mark.django_db
 
@@ -115,3 +115,12 @@ def test_no_token_is_made_of_a_wrong_order(colleague, fleet, wrong):
 def test_used_tokens_name_their_device(colleague):
     device = enrol("kitchen")
     assert f'used by <a href="/devices/{device.pk}">kitchen</a>' in colleague.get("/devices/enrol").content.decode()
+
+
+def test_a_release_that_nobody_has_signed_is_explained(colleague, trusted):
+    publish("unsigned-base", "1.0.0")
+    enrol("kitchen", tags=("pilot",))
+    shown = colleague.post("/rollouts/new", {"base": "unsigned-base@1.0.0", "tags": "pilot"}).content.decode()
+    assert "No publisher has signed unsigned-base@1.0.0, so no device takes it." in shown
+    assert "`manage.py trust sign unsigned-base@1.0.0 --publisher NAME --key FILE`" in shown
+    assert not Rollout.objects.exists()
