@@ -63,9 +63,17 @@ def init(*, root: OfflineKeys, targets: OfflineKeys) -> None:
 
 @transaction.atomic
 def add_publisher(
-    *, name: str, artifacts: Sequence[str], publisher: CryptoSigner, keys: Iterable[CryptoSigner]
+    *,
+    name: str,
+    artifacts: Sequence[str],
+    publisher: Key,
+    publisher_signs: Iterable[CryptoSigner] = (),
+    keys: Iterable[CryptoSigner],
 ) -> None:
-    """Let a publisher sign releases of artifacts whose names match, and of no others. `keys` are of targets."""
+    """Let a publisher sign releases of artifacts whose names match, and of no others. `keys` are of targets.
+
+    Without its private half in `publisher_signs` the role waits, empty, for the publisher's first signature.
+    """
     if name in TOP_LEVEL or name in ONLINE_ROLES:
         raise CeremonyRefusedError(f"{name} is the name of a role of its own", hint="Choose another name.")
     if bad := [pattern for pattern in artifacts if not pattern or "/" in pattern]:
@@ -77,9 +85,9 @@ def add_publisher(
     paths = [release_path(pattern, "*").removesuffix(".json") for pattern in artifacts]
     delegations.roles[name] = DelegatedRole(name, [], 1, terminating=True, paths=paths)
     top.delegations = delegations
-    top.add_key(publisher.public_key, name)
+    top.add_key(publisher, name)
     repository.stage(TARGETS, top, keys)
-    repository.stage(name, Targets(), [publisher])
+    repository.stage(name, Targets(), publisher_signs)
     repository.settle()
 
 
@@ -137,15 +145,19 @@ def set_max_stale(*, max_stale_s: int | None, keys: Iterable[CryptoSigner]) -> N
 
 @transaction.atomic
 def sign_releases(*, publisher: str, releases: Sequence[Release], key: CryptoSigner) -> None:
-    """The publisher vouches for releases. Raises `CeremonyRefusedError` for one that is not below its own path."""
+    """The publisher vouches for releases. Raises `CeremonyRefusedError` for one that is not below its own path.
+
+    Where the paths of two publishers overlap, the one that was added first is asked, and no other.
+    """
     delegations = repository.current_targets().delegations
     if delegations is None or delegations.roles is None or publisher not in delegations.roles:
         raise CeremonyRefusedError(f"there is no publisher {publisher}")
     signed = repository.latest(publisher)
     for release in releases:
         path = release_path(release.name, release.digest)
-        if not delegations.roles[publisher].is_delegated_path(path):
-            raise CeremonyRefusedError(f"{publisher} may not sign releases of {release.name}")
+        if (whose := publisher_of(path, delegations)) != publisher:
+            hint = f"They are {whose}'s to sign." if whose else ""
+            raise CeremonyRefusedError(f"{publisher} may not sign releases of {release.name}", hint=hint)
         repository.add_target(signed, path, encode(target_of(release)))
     repository.stage(publisher, signed, [key])
     if publisher not in repository.settle():
@@ -172,6 +184,11 @@ def read_policy(*, is_published: bool = False) -> Policy:
     targets: Targets = repository.current_targets() if is_published else repository.latest(TARGETS)
     info = targets.targets[POLICY_PATH]
     return decode(Policy, bytes(TrustTarget.objects.get(path=POLICY_PATH, sha256=info.hashes["sha256"]).content))
+
+
+def publisher_of(path: str, delegations: Delegations) -> str | None:
+    """The one publisher that devices ask about a release's path; None if it is nobody's."""
+    return next((name for name, _is_last in delegations.get_roles_for_target(path)), None)
 
 
 def desired_signer() -> CryptoSigner:

@@ -1,4 +1,7 @@
-"""Private keys in files: Ed25519, PKCS8 PEM, encrypted with a passphrase. They are in no database and no log."""
+"""Private keys in files: Ed25519, PKCS8 PEM, encrypted with a passphrase. They are in no database and no log.
+
+A key's public half may lie in a file of its own (PEM, not encrypted), for its keeper to give away.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,17 @@ from collections.abc import Collection
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
     PrivateFormat,
+    PublicFormat,
     load_pem_private_key,
+    load_pem_public_key,
 )
 from django.conf import settings
-from securesystemslib.signer import CryptoSigner, SSlibKey
+from securesystemslib.signer import CryptoSigner, Key, SSlibKey
 
 from registry.errors import RegistryError
 
@@ -36,15 +41,38 @@ def make_key(path: Path, passphrase: bytes) -> CryptoSigner:
     """A new key in a file that only its owner can read; raises `KeyUnusableError` rather than replace one."""
     private = Ed25519PrivateKey.generate()
     pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(passphrase))
+    _write_new(path, pem, mode=0o600)
+    return CryptoSigner(private, SSlibKey.from_crypto(private.public_key()))
+
+
+def write_public_key(path: Path, key: Key) -> None:
+    """The public half in a file that anybody may read; raises `KeyUnusableError` rather than replace one."""
+    raw = bytes.fromhex(str(key.keyval["public"]))
+    pem = Ed25519PublicKey.from_public_bytes(raw).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    _write_new(path, pem, mode=0o644)
+
+
+def load_public_key(path: Path) -> Key:
+    """The public half in a file; raises `KeyUnusableError`."""
+    hint = "Its keeper makes one with `manage.py trust make-key FILE` and gives FILE's .pub.pem."
+    try:
+        public = load_pem_public_key(path.read_bytes())
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+        raise KeyUnusableError(f"{path} can't be read as a public key", hint=hint) from error
+    if not isinstance(public, Ed25519PublicKey):
+        raise KeyUnusableError(f"{path} is no Ed25519 key", hint=hint)
+    return SSlibKey.from_crypto(public)
+
+
+def _write_new(path: Path, content: bytes, *, mode: int) -> None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(pem)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise KeyUnusableError(f"{path} can't be made: {error.strerror}", hint="Choose a fresh place.") from error
-    return CryptoSigner(private, SSlibKey.from_crypto(private.public_key()))
 
 
 def load_key(path: Path, passphrase: bytes) -> CryptoSigner:

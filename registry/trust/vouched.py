@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tuf.api.metadata import DelegatedRole, Targets
+from tuf.api.metadata import Delegations
 
 from engine.trust_documents import release_path
 from registry.models import Release
 from registry.trust import repository
-from registry.trust.ceremony import read_policy
+from registry.trust.ceremony import publisher_of, read_policy
 from registry.trust.repository import TARGETS
 
 
@@ -34,12 +35,11 @@ def read_vouched() -> Vouched:
     top = repository.current(TARGETS)
     if top is None:
         return Vouched()
-    roles = top.signed.delegations.roles if top.signed.delegations else {}
-    paths = frozenset(path for role in roles.values() for path in _paths_of(role))
+    paths = frozenset(_signed_paths(top.signed.delegations or Delegations({}, {})))
     return Vouched(paths, frozenset(read_policy(is_published=True).revoked))
 
 
-def _paths_of(role: DelegatedRole) -> list[str]:
-    found = repository.current(role.name)
-    signed: Targets | None = found.signed if found else None
-    return [path for path in signed.targets if role.is_delegated_path(path)] if signed else []
+def _signed_paths(delegations: Delegations) -> Iterator[str]:
+    for name in delegations.roles or ():
+        if found := repository.current(name):
+            yield from (path for path in found.signed.targets if publisher_of(path, delegations) == name)

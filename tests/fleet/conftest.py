@@ -134,7 +134,13 @@ def ceremony_rows(
         init(**offline)
         publisher = make_key(keys / "publisher.pem", b"words")
         targets = offline["targets"].signers
-        add_publisher(name=PUBLISHER, artifacts=["*"], publisher=publisher, keys=targets)
+        add_publisher(
+            name=PUBLISHER,
+            artifacts=["*"],
+            publisher=publisher.public_key,
+            publisher_signs=[publisher],
+            keys=targets,
+        )
         rows = [*TrustMetadata.objects.all(), *TrustTarget.objects.all()]
         transaction.set_rollback(True)
     return keys, rows

@@ -20,6 +20,7 @@ from engine.strict_json import decode
 from engine.trust_documents import Policy, ReleaseTarget, release_path
 from registry.models import Artifact, Release, TrustMetadata
 from registry.trust import ceremony, repository
+from registry.trust.keys import load_key
 from registry.trust.vouched import Vouched, read_vouched
 
 pytestmark = pytest.mark.django_db
@@ -145,6 +146,55 @@ def test_before_there_are_keys_nothing_is_held_against_a_release(at_table: Cerem
     assert "not signed, so no device takes it: home@1.0.0" in at_table.run("status")
 
 
+def test_a_keeper_gives_the_public_half_alone(ready: Ceremony, tmp_path: Path) -> None:
+    told = ready.run("make-key", str(tmp_path / "keeper" / "stick.pem"))
+    public = tmp_path / "keeper" / "stick.pub.pem"
+    assert str(public) in told
+    assert public.read_bytes().startswith(b"-----BEGIN PUBLIC KEY-----")
+    (ready.keys / "keeper.pem").write_bytes((tmp_path / "keeper" / "stick.pem").read_bytes())
+    ready.run("add-key", "targets", "--public", str(public), *ready.key("root-1", "root-2"))
+    assert ready.run("add-key", "phones", *ready.new("phones"), *ready.key("keeper")) == ""
+    ready.client()
+
+
+def test_a_publisher_that_gave_its_public_half_waits_for_its_first_signature(ready: Ceremony) -> None:
+    home, phone = release("home"), release("phone")
+    ready.run("sign", "home@1.0.0", "--publisher", "homes", *ready.key("homes"))
+    ready.run("make-key", str(ready.keys / "phones.pem"))
+    public = ["--public", str(ready.keys / "phones.pub.pem")]
+    told = ready.run("add-key", "phones", "--artifact", "phone", *public, *ready.key("targets-1"))
+    assert "phones waits for signatures" in told
+    assert ready.read(release_path("home", home.digest)) is not None
+    assert ready.run("sign", "phone@1.0.0", "--publisher", "phones", *ready.key("phones")) == ""
+    assert ready.read(release_path("phone", phone.digest)) is not None
+
+
+def test_a_public_half_is_refused_where_it_is_none(ready: Ceremony) -> None:
+    ready.run("make-key", str(ready.keys / "new.pem"))
+    public = str(ready.keys / "new.pub.pem")
+    with refused("can't be read as a public key.*make-key"):
+        ready.run("add-key", "targets", "--public", str(ready.keys / "new.pem"), *ready.key("root-1", "root-2"))
+    with refused("keeps offline"):
+        ready.run("add-key", "timestamp", "--public", public, *ready.key("root-1", "root-2"))
+    with refused("keeps offline"):
+        ready.run("add-key", "targets", "--public", public, *ready.new("x"), *ready.key("root-1", "root-2"))
+    with refused("can't be made"):
+        ready.run("make-key", str(ready.keys / "new.pem"))
+
+
+def test_of_two_publishers_of_one_name_the_first_is_asked(ready: Ceremony) -> None:
+    home = release("home")
+    ready.run("add-key", "everything", "--artifact", "*", *ready.new("everything"), *ready.key("targets-1"))
+    with refused("may not sign releases of home. They are homes's to sign."):
+        ready.run("sign", "home@1.0.0", "--publisher", "everything", *ready.key("everything"))
+    signed = repository.latest("everything")
+    repository.add_target(signed, release_path("home", home.digest), b"{}")
+    repository.stage("everything", signed, [load_key(ready.keys / "everything.pem", b"offline words")])
+    assert repository.settle() == ["everything"]
+    assert ready.read(release_path("home", home.digest)) is None
+    assert read_vouched().is_unsigned(home)
+
+
 def test_a_publisher_signs_only_below_its_own_path(ready: Ceremony) -> None:
     release("car-radio"), release("phone")
     ready.run("sign", "car-radio@1.0.0", "--publisher", "homes", *ready.key("homes"))
@@ -154,8 +204,6 @@ def test_a_publisher_signs_only_below_its_own_path(ready: Ceremony) -> None:
 
 def test_a_client_ignores_what_a_publisher_slips_in_elsewhere(ready: Ceremony) -> None:
     phone = release("phone")
-    from registry.trust.keys import load_key  # noqa: PLC0415
-
     signed = repository.latest("homes")
     repository.add_target(signed, release_path("phone", phone.digest), b"{}")
     repository.stage("homes", signed, [load_key(ready.keys / "homes.pem", b"offline words")])

@@ -1,1 +1,1 @@
-"""Commands of the audit chain."""
+"""Commands of the audit chain, and those whose steps go into it."""

@@ -9,6 +9,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
+from fleet.commands import check_database
 from fleet.operators.actions import create_token
 from fleet.operators.scopes import Scope
 from registry.errors import ApiError
@@ -28,6 +29,7 @@ class Command(BaseCommand):
 
     def handle(self, *_args: Any, **options: Any) -> None:
         """Create and hand over."""
+        check_database()
         days = options["expires_in_days"]
         expires_at = timezone.now() + timedelta(days=days) if days is not None else None
         try:

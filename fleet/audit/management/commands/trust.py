@@ -1,17 +1,22 @@
-"""`manage.py trust init|status|add-key|rotate|revoke|limit|sign`: the ceremonies of the TUF repository.
+"""`manage.py trust init|status|make-key|add-key|rotate|revoke|limit|sign`: the ceremonies of the TUF repository.
 
 Offline keys are named by files, whose passphrase comes from --passphrase-file or SOCLE_TRUST_OFFLINE_PASSPHRASE. Run it
-where the database can be reached and the offline keys are plugged in; nothing of them is kept.
+where the database can be reached and the offline keys are plugged in; nothing of them is kept. What a ceremony did, and
+with whose keys, goes into the audit chain in the ceremony's own transaction. `make-key` needs no database.
 """
 
+import getpass
 import os
 from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
-from securesystemslib.signer import CryptoSigner
+from django.db import transaction
+from securesystemslib.signer import CryptoSigner, Key
 
+from fleet.audit import chain
+from fleet.commands import check_database
 from registry.errors import RegistryError
 from registry.models import Release
 from registry.queries import find_release
@@ -20,11 +25,17 @@ from registry.trust.keys import (
     ONLINE_ROLES,
     KeyUnusableError,
     load_key,
+    load_public_key,
     make_key,
     make_online_key,
     read_passphrase,
+    write_public_key,
 )
 from registry.trust.vouched import read_vouched
+
+Options = dict[str, Any]
+Done = dict[str, Any]
+"""What a ceremony did, for the audit chain."""
 
 
 class Command(BaseCommand):
@@ -41,10 +52,13 @@ class Command(BaseCommand):
             init.add_argument(f"--{role}-keys", type=int, default=number)
             init.add_argument(f"--{role}-threshold", type=int, default=threshold)
         steps.add_parser("status", help="roles, versions, expiry, keys, and what waits for signatures")
+        make = steps.add_parser("make-key", help="a key of one's own, and beside it the public half to give away")
+        make.add_argument("file", type=Path, help="for instance homes.pem; the public half is homes.pub.pem")
         add = steps.add_parser("add-key", help="one more key for a role; a publisher that is new is made")
         add.add_argument(
             "--artifact", action="append", default=[], help="name or pattern that a new publisher may sign"
         )
+        add.add_argument("--public", type=Path, help="the public half of a key that somebody else keeps")
         rotate = steps.add_parser("rotate", help="a new key instead of all keys of a role")
         for step in (add, rotate):
             step.add_argument("role")
@@ -58,19 +72,42 @@ class Command(BaseCommand):
         sign.add_argument("--publisher", help="whose releases these are")
         for step in (add, rotate, revoke, limit, sign):
             step.add_argument("--key", type=Path, action="append", default=[], help="an offline key to sign with")
-        for step in (init, add, rotate, revoke, limit, sign):
+        for step in (init, make, add, rotate, revoke, limit, sign):
             step.add_argument("--passphrase-file", type=Path, help="its first line opens the offline keys")
 
     def handle(self, *_args: Any, **options: Any) -> None:
         """Do the step, then say how things stand."""
+        step = options["step"].replace("-", "_")
+        if step != "make_key":
+            check_database()
         try:
-            getattr(self, f"_{options['step'].replace('-', '_')}")(options)
+            if step in ("make_key", "status"):
+                getattr(self, f"_{step}")(options)
+            else:
+                self._hold(step, options)
         except RegistryError as error:
             raise CommandError(f"{error.detail}. {error.hint}") from error
-        if options["step"] != "status":
+        if step != "make_key":
             self._show_waiting()
 
-    def _init(self, options: dict[str, Any]) -> None:
+    @transaction.atomic
+    def _hold(self, step: str, options: Options) -> None:
+        """A ceremony, and its entry in the audit chain."""
+        keys = [] if step == "init" else _signers(options)
+        done: Done = getattr(self, f"_{step}")(options, keys)
+        signed = {"signed_by": [key.public_key.keyid for key in keys]} if keys else {}
+        waits = {"waits_for_signatures": [role for role, _ in _waiting()]}
+        chain.append(actor=_who(), kind=f"trust_{step}", detail={**done, **signed, **waits})
+
+    def _make_key(self, options: Options) -> None:
+        place: Path = options["file"]
+        public = place.with_suffix(".pub.pem")
+        signer = make_key(place, _passphrase(options))
+        write_public_key(public, signer.public_key)
+        self.stdout.write(f"Key {signer.public_key.keyid}. Keep {place}, give {public} to whoever adds keys:")
+        self.stdout.write(f"`manage.py trust add-key ROLE --public {public.name} --key FILE`")
+
+    def _init(self, options: Options, _keys: list[CryptoSigner]) -> Done:
         passphrase, directory = _passphrase(options), options["keys"]
         made = {
             role: ceremony.OfflineKeys(
@@ -82,51 +119,64 @@ class Command(BaseCommand):
         ceremony.init(root=made["root"], targets=made["targets"])
         self.stdout.write(f"Root {repository.root_digest()}: write it down, devices can be told to trust no other.")
         self.stdout.write(f"Take {directory} off this machine: whoever has these keys decides what devices run.")
+        keys = {role: [key.public_key.keyid for key in offline.signers] for role, offline in made.items()}
+        return {"root_sha256": repository.root_digest(), "keys": keys}
 
-    def _status(self, _options: dict[str, Any]) -> None:
+    def _status(self, _options: Options) -> None:
         self.stdout.write(f"root SHA-256 {repository.root_digest() or '- (run `manage.py trust init`)'}")
         for role in (*ceremony.TOP_LEVEL, *repository.publishers()):
             found = repository.current(role)
             version = f"{found.signed.version:4} expires {found.signed.expires:%F %H:%M}" if found else "   -"
             self.stdout.write(f"{role:<20}{version}  {_keys_of(role)}")
-        self._show_waiting()
         self._show_refused()
 
-    def _add_key(self, options: dict[str, Any]) -> None:
-        role, keys = options["role"], _signers(options)
+    def _add_key(self, options: Options, keys: list[CryptoSigner]) -> Done:
+        role, new = options["role"], _further_key(options)
+        public = new if isinstance(new, Key) else new.public_key
+        done = {"role": role, "new_key": public.keyid}
         if role in (*ceremony.TOP_LEVEL, *repository.publishers()):
-            ceremony.add_key(role=role, key=_new_key(options).public_key, keys=keys)
-        else:
-            artifacts = options["artifact"] or [role]
-            ceremony.add_publisher(name=role, artifacts=artifacts, publisher=_new_key(options), keys=keys)
+            ceremony.add_key(role=role, key=public, keys=keys)
+            return done
+        artifacts = options["artifact"] or [role]
+        own = [] if isinstance(new, Key) else [new]
+        ceremony.add_publisher(name=role, artifacts=artifacts, publisher=public, publisher_signs=own, keys=keys)
+        return {**done, "artifacts": artifacts}
 
-    def _rotate(self, options: dict[str, Any]) -> None:
-        keys = _signers(options)
-        ceremony.rotate(role=options["role"], new=_new_key(options), keys=keys)
+    def _rotate(self, options: Options, keys: list[CryptoSigner]) -> Done:
+        new = _new_key(options)
+        ceremony.rotate(role=options["role"], new=new, keys=keys)
+        return {"role": options["role"], "new_key": new.public_key.keyid}
 
-    def _revoke(self, options: dict[str, Any]) -> None:
+    def _revoke(self, options: Options, keys: list[CryptoSigner]) -> Done:
         role, colon, keyid = options["what"].partition(":")
         if colon:
-            ceremony.revoke_key(role=role, keyid=keyid, keys=_signers(options))
-        else:
-            ceremony.revoke_release(release=find_release(options["what"]), keys=_signers(options))
+            ceremony.revoke_key(role=role, keyid=keyid, keys=keys)
+            return {"role": role, "revoked_key": keyid}
+        release = find_release(options["what"])
+        ceremony.revoke_release(release=release, keys=keys)
+        return {"release": release.ref, "digest": release.digest}
 
-    def _limit(self, options: dict[str, Any]) -> None:
+    def _limit(self, options: Options, keys: list[CryptoSigner]) -> Done:
         given = options["max_stale_s"]
         if given != "none" and not given.isdecimal():
             raise ceremony.CeremonyRefusedError(
                 f"{given!r} is no number of seconds", hint="For instance 2592000, or none."
             )
-        ceremony.set_max_stale(max_stale_s=None if given == "none" else int(given), keys=_signers(options))
+        max_stale_s = None if given == "none" else int(given)
+        ceremony.set_max_stale(max_stale_s=max_stale_s, keys=keys)
+        return {"max_stale_s": max_stale_s}
 
-    def _sign(self, options: dict[str, Any]) -> None:
-        for key in _signers(options):
-            if options["publisher"]:
-                releases = [find_release(ref) for ref in options["what"]]
-                ceremony.sign_releases(publisher=options["publisher"], releases=releases, key=key)
-            else:
-                for role in options["what"]:
+    def _sign(self, options: Options, keys: list[CryptoSigner]) -> Done:
+        what, publisher = options["what"], options["publisher"]
+        if not publisher:
+            for role in what:
+                for key in keys:
                     ceremony.sign_staged(role=role, key=key)
+            return {"roles": what}
+        releases = [find_release(ref) for ref in what]
+        for key in keys:
+            ceremony.sign_releases(publisher=publisher, releases=releases, key=key)
+        return {"publisher": publisher, "releases": {release.ref: release.digest for release in releases}}
 
     def _show_refused(self) -> None:
         vouched, releases = read_vouched(), Release.objects.defer("manifest").select_related("artifact")
@@ -137,12 +187,25 @@ class Command(BaseCommand):
                 self.stdout.write(f"{reason}, so no device takes it: {', '.join(refs)}")
 
     def _show_waiting(self) -> None:
-        for role in ("root", "targets", *repository.publishers()):
-            if missing := repository.missing_signatures(role):
-                self.stdout.write(f"{role} waits for signatures ({missing}): `manage.py trust sign {role} --key FILE`")
+        for role, missing in _waiting():
+            self.stdout.write(f"{role} waits for signatures ({missing}): `manage.py trust sign {role} --key FILE`")
 
 
-def _passphrase(options: dict[str, Any]) -> bytes:
+def _waiting() -> list[tuple[str, str]]:
+    """Roles that wait for signatures, each with what is missing."""
+    roles = ("root", "targets", *repository.publishers())
+    return [(role, missing) for role in roles if (missing := repository.missing_signatures(role))]
+
+
+def _who() -> str:
+    """Who types, as far as the system knows; the keys that signed say it more surely."""
+    try:
+        return f"shell:{getpass.getuser()}"
+    except (OSError, KeyError):  # a user without a name, as in some containers
+        return f"shell:uid {os.getuid()}"
+
+
+def _passphrase(options: Options) -> bytes:
     if options["passphrase_file"]:
         return read_passphrase(options["passphrase_file"])
     if given := os.environ.get("SOCLE_TRUST_OFFLINE_PASSPHRASE"):
@@ -152,13 +215,25 @@ def _passphrase(options: dict[str, Any]) -> bytes:
     )
 
 
-def _signers(options: dict[str, Any]) -> list[CryptoSigner]:
+def _signers(options: Options) -> list[CryptoSigner]:
     if not options["key"]:
         raise KeyUnusableError("no key to sign with", hint="Give --key FILE, once for each key.")
     return [load_key(path, _passphrase(options)) for path in options["key"]]
 
 
-def _new_key(options: dict[str, Any]) -> CryptoSigner:
+def _further_key(options: Options) -> CryptoSigner | Key:
+    """The key to add: a new one, or the public half of somebody else's."""
+    if options["public"] is None:
+        return _new_key(options)
+    if options["new"] is not None or options["role"] in ONLINE_ROLES:
+        raise KeyUnusableError(
+            "--public names a key that somebody keeps offline",
+            hint="Give --public or --new; online keys are made where the service runs, without either.",
+        )
+    return load_public_key(options["public"])
+
+
+def _new_key(options: Options) -> CryptoSigner:
     if options["role"] in ONLINE_ROLES:
         return make_online_key(options["role"])
     if options["new"] is None:
