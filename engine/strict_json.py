@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar, Union
 
 T = TypeVar("T")
@@ -71,7 +72,7 @@ def _convert(hint: Any, value: object, place: str) -> Any:
 
 def _dataclass(cls: Any, value: object, place: str) -> Any:
     document = _typed(dict, value, place)
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     known = {f.name: f for f in fields(cls)}
     if unknown := sorted(set(document) - set(known)):
         raise DecodeError(f"{place or cls.__name__}: unknown field {unknown[0]!r}")
@@ -80,6 +81,12 @@ def _dataclass(cls: Any, value: object, place: str) -> Any:
             raise DecodeError(f"{place or cls.__name__}: missing field {name!r}")
     prefix = f"{place}." if place else ""
     return cls(**{name: _convert(hints[name], item, prefix + name) for name, item in document.items()})
+
+
+@cache
+def _hints(cls: type) -> Mapping[str, Any]:
+    """Types of a dataclass's fields, worked out once: an engine's messages are read for each token."""
+    return typing.get_type_hints(cls)
 
 
 def _literal(allowed: tuple[object, ...], value: object, place: str) -> object:

@@ -24,7 +24,9 @@ def main() -> int:
     started_s = time.monotonic()
     directory = Path(tempfile.mkdtemp(prefix="kill-matrix-"))
     world = World(directory)
-    table = cases({name: trace(world, scenario) for name, scenario in SCENARIOS.items()})
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        traces = pool.map(lambda scenario: trace(world, scenario), SCENARIOS.values())
+        table = cases(dict(zip(SCENARIOS, traces, strict=True)))
     chosen = [case for case in table if all(word in str(case) for word in arguments.words)]
     if arguments.list:
         print(*chosen, sep="\n")

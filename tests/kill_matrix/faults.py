@@ -184,6 +184,8 @@ def install(state_dir: Path, fault: Fault) -> None:
 def _around_disk(injector: Injector, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(real)
     def wrapped(path: Any, *rest: Any, **options: Any) -> Any:
+        if name == "mkdir" and Path(path).is_dir():
+            return real(path, *rest, **options)  # changes nothing
         if injector.is_ours(path):
             injector.check_disk(frees=name == "unlink")
         label = injector.label(rest[0] if name in ("rename", "replace", "link") else path)

@@ -60,7 +60,7 @@ class Client:
         self._thread.start()
 
     def _ask(self) -> None:
-        while not self._is_over.wait(0.05):
+        while not self._is_over.wait(0.1):
             self.answers.append(self._agent.ask("home"))
 
     def close(self) -> list[str | None]:
@@ -175,11 +175,10 @@ def _set_up(world: World, scenario: Scenario, directory: Path, stack: ExitStack)
     fleet = world.fleet(scenario)
     stack.callback(lambda: fleet.is_away or fleet.stop())
     world.device(scenario, fleet, directory / "state")
-    new = world.publish(fleet, scenario.new)
     world.want(fleet, scenario.old)
     agent = ForkedAgent(directory / "state", fleet.url, {"ready_wait_s": 0.2} if scenario.is_in_sequence else {})
     stack.callback(agent.kill)
-    return Stage(scenario, None, fleet, agent, new, notes)
+    return Stage(scenario, None, fleet, agent, world.refs(scenario.new), notes)
 
 
 def _strike(stage: Stage, case: Case) -> None:

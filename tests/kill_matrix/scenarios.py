@@ -70,28 +70,32 @@ class World:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        for name, (_, base, tag) in RELEASES.items():
+        self._catalogue = FleetServer()
+        self._releases: dict[str, ReleaseRef] = {}
+        for name, (model, base, tag) in RELEASES.items():
             golden = {"ping": "pong"} if name == "home-3" else None
             path = directory / "published" / name
             if base is None:
                 make_base(path, tag)
             else:
                 make_adapter(path, directory / "published" / base, tag, golden=golden)
+            self._releases[name] = self._catalogue.publish(model, "1.0.0", path)
+        self._catalogue.stop()
         self._enrolled_at: dict[tuple[str, ...], FleetServer] = {}
         self._templates = {old: self._make_template(old) for old in {s.old for s in SCENARIOS.values()}}
 
     def fleet(self, scenario: Scenario) -> FleetServer:
         """A server of its own, which knows the device."""
         fleet = FleetServer(like=self._enrolled_at[scenario.old])
-        fleet.devices |= self._enrolled_at[scenario.old].devices
+        fleet.poll_after_s = 0.2
         return fleet
 
-    def publish(self, fleet: FleetServer, releases: tuple[str, ...]) -> list[ReleaseRef]:
-        return [fleet.publish(RELEASES[r][0], "1.0.0", self.directory / "published" / r) for r in releases]
+    def refs(self, releases: tuple[str, ...]) -> list[ReleaseRef]:
+        return [self._releases[release] for release in releases]
 
     def want(self, fleet: FleetServer, releases: tuple[str, ...]) -> int:
         """Make these the desired state; returns its revision."""
-        refs = self.publish(fleet, releases)
+        refs = self.refs(releases)
         return fleet.want(refs[0] if refs else None, *refs[1:])
 
     def device(self, scenario: Scenario, fleet: FleetServer, state_dir: Path) -> None:
@@ -103,7 +107,7 @@ class World:
         write_identity(path, replace(identity, server=fleet.url))
 
     def _make_template(self, old: tuple[str, ...]) -> Path:
-        fleet, state_dir = FleetServer(), self.directory / "-".join(("template", *old))
+        fleet, state_dir = FleetServer(like=self._catalogue), self.directory / "-".join(("template", *old))
         revision = self.want(fleet, old) if old else 0
         notes = self.directory / f"{state_dir.name}.notes"
         notes.mkdir()

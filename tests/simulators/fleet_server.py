@@ -111,8 +111,9 @@ class FleetServer:
     """A fleet with any number of devices that all want the same."""
 
     def __init__(self, *, root_threshold: int = 1, like: FleetServer | None = None) -> None:
+        """`like`: another fleet, whose keys, releases and devices are this one's as well."""
         self.tokens = {"good-token"}
-        self.devices: dict[str, Ed25519PublicKey] = {}
+        self.devices: dict[str, Ed25519PublicKey] = dict(like.devices) if like else {}
         self.reports: list[DeviceReport] = []
         self.batches: dict[str, TelemetryBatch] = {}
         self.num_batches_received = 0
@@ -127,9 +128,9 @@ class FleetServer:
         self.hands_out_for = ""
         """Another device's id: its desired state is handed out to all."""
         self.poll_after_s = 0.05
-        self._metadata: dict[str, bytes] = {}
+        self._metadata: dict[str, bytes] = dict(like._metadata) if like else {}
         """What lies below /releases/: a manifest by its digest, an index as `<digest>/index`."""
-        self._files: dict[str, bytes] = {}
+        self._files: dict[str, bytes] = dict(like._files) if like else {}
         self._nonces: set[str] = set()
         self._enrolled: dict[tuple[str, str], str] = {}
         self._faults: dict[str, deque[Fault]] = defaultdict(deque)
