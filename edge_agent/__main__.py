@@ -31,6 +31,7 @@ from edge_agent.enrolment import enrol as enrol_device
 from edge_agent.enrolment import identity_of
 from edge_agent.errors import NotEnrolledError, RefusedError, TransientError, UserError
 from edge_agent.fetcher import Fetcher
+from edge_agent.file_client import FileClient
 from edge_agent.gate import Gate
 from edge_agent.host import Host, HostSettings
 from edge_agent.journal import Journal
@@ -193,7 +194,8 @@ def assemble(config: AgentConfig, state_dir: StateDir, identity: Identity, http:
     client = FleetClient(identity.server, signer, http)
     store = Store(state_dir.root)
     host = Host(store, _host_settings(config, state_dir), Quarantine(state_dir.quarantine))
-    fetcher = Fetcher(client, store, _fetch_policy(config), Gate(config.download_window, state_dir.paused))
+    files = FileClient(identity.server, signer, timeout_s=config.request_timeout_s, proxy=config.proxy)
+    fetcher = Fetcher(client, files, store, _fetch_policy(config), Gate(config.download_window, state_dir.paused))
     trusted = _trusted_metadata(config, state_dir, client)
     revocation = Revocation(state_dir.revocation, trusted)
     parts = Parts(Journal(state_dir.root), store, client, fetcher, host, total_memory_bytes, trusted)

@@ -1,4 +1,4 @@
-"""The fleet server as seen from the device: the only place that knows URLs and status codes.
+"""The fleet server as seen from the device, but for the bytes of files, which `file_client` brings.
 
 Takes and gives records of `edge_agent.protocol` and bytes; raises `TransientError` for what may work later and
 `RefusedError` for what will not. Doesn't retry, doesn't write.
@@ -7,34 +7,22 @@ Takes and gives records of `edge_agent.protocol` and bytes; raises `TransientErr
 from __future__ import annotations
 
 import asyncio
-import email.utils
-import json
-import re
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import httpcore2
 import httpx2
 
 from edge_agent import protocol
-from edge_agent.errors import AgentError, RefusedError, UnavailableError, UnreachableError
+from edge_agent.errors import UnavailableError, UnreachableError
+from edge_agent.server_errors import MAX_ANSWER_BYTES, error_of, seconds
 from edge_agent.trust import Signer
 from engine.artifact import MAX_MANIFEST_BYTES
 from engine.chunk_index import MAX_INDEX_BYTES
 from engine.strict_json import DecodeError, decode, encode
 
-# Each piece that is read passes some ten layers of calls: with 64 KiB, the library's choice, a download takes twice the
-# processor time.
-httpcore2.AsyncHTTP11Connection.READ_NUM_BYTES = 256 << 10
-
 T = TypeVar("T")
-
-_TRY_LATER = frozenset({408, 425, 429})
-_MAX_ANSWER_BYTES = 1 << 20
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +32,6 @@ class DesiredAnswer:
     signed: protocol.SignedDesired | None
     etag: str | None
     poll_after_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class FileStream:
-    """Bytes of a file from `start` on, as the server chose to send them; 0 where it ignored the range."""
-
-    start: int
-    chunks: AsyncIterator[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +63,7 @@ class FleetClient:
         """Poll the desired state."""
         headers = {"If-None-Match": etag} if etag else {}
         answer, body = await self._call("GET", "desired", headers=headers)
-        poll_after_s = _seconds(answer.headers.get(protocol.HEADER_POLL_AFTER))
+        poll_after_s = seconds(answer.headers.get(protocol.HEADER_POLL_AFTER))
         if answer.status_code == 304:
             return DesiredAnswer(None, etag, poll_after_s)
         return DesiredAnswer(_decoded(protocol.SignedDesired, body), answer.headers.get("ETag"), poll_after_s)
@@ -97,15 +77,6 @@ class FleetClient:
         """The chunk index of a release, not verified yet."""
         _, body = await self._call("GET", f"releases/{digest}/index", limit_bytes=MAX_INDEX_BYTES)
         return body
-
-    @asynccontextmanager
-    async def file(self, sha256: str, *, start: int, stop: int, size_bytes: int) -> AsyncIterator[FileStream]:
-        """Bytes `start` to before `stop` of a file or object that has `size_bytes` in all."""
-        headers = {"Accept-Encoding": "identity"}
-        if (start, stop) != (0, size_bytes):
-            headers["Range"] = f"bytes={start}-{stop - 1}"
-        async with self._answer("GET", f"files/{sha256}", b"", headers) as answer:
-            yield FileStream(_start_of(answer, start, stop, size_bytes), _chunks(answer))
 
     @property
     def metadata_url(self) -> str:
@@ -149,7 +120,7 @@ class FleetClient:
         body: bytes = b"",
         *,
         headers: Mapping[str, str] | None = None,
-        limit_bytes: int = _MAX_ANSWER_BYTES,
+        limit_bytes: int = MAX_ANSWER_BYTES,
     ) -> tuple[httpx2.Response, bytes]:
         typed = {"Content-Type": "application/json", **(headers or {})} if body else dict(headers or {})
         async with self._answer(method, path, body, typed) as answer:
@@ -167,7 +138,8 @@ class FleetClient:
             answer = await self._http.send(request, stream=True)
             try:
                 if not (answer.is_success or answer.status_code == 304):
-                    raise self._error_of(answer, await _read_at_most(answer, _MAX_ANSWER_BYTES))
+                    body = await _read_at_most(answer, MAX_ANSWER_BYTES)
+                    raise error_of(answer.status_code, answer.headers, body, self._signer)
                 yield answer
             finally:
                 await answer.aclose()
@@ -176,20 +148,6 @@ class FleetClient:
                 f"{self._base.host} did not answer {method} {path} ({type(error).__name__}: {error}): "
                 "look at the network and at the server"
             ) from error
-
-    def _error_of(self, answer: httpx2.Response, body: bytes) -> AgentError:
-        """As `_error_of`; a device whose clock is wrong sets it by the server's and may try again."""
-        error = _error_of(answer, body)
-        server_now = _http_date(answer.headers.get("Date"))
-        if error.code == "clock_skew" and server_now:
-            self._signer.set_clock(server_now.timestamp())
-            return UnavailableError(str(error), code=error.code)
-        return error
-
-
-async def _chunks(answer: httpx2.Response) -> AsyncIterator[bytes]:
-    async for chunk in answer.aiter_raw():
-        yield chunk
 
 
 async def _read_at_most(answer: httpx2.Response, limit_bytes: int) -> bytes:
@@ -210,53 +168,3 @@ def _decoded(cls: type[T], body: bytes) -> T:
             f"the server's {cls.__name__} can't be read ({error}): update the agent or mend the server",
             code="bad_answer",
         ) from error
-
-
-def _start_of(answer: httpx2.Response, start: int, stop: int, size_bytes: int) -> int:
-    """Where the bytes of the answer begin; raises `UnavailableError` for a range that was not asked for."""
-    if answer.status_code == 200:
-        return 0
-    found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
-    if answer.status_code != 206 or not found or tuple(map(int, found.groups())) != (start, stop - 1, size_bytes):
-        raise UnavailableError(
-            f"bytes {start}-{stop - 1}/{size_bytes} were asked for, the server answered {answer.status_code} "
-            f"with {answer.headers.get('Content-Range', 'no range')!r:.80}",
-            code="wrong_range",
-        )
-    return start
-
-
-def _error_of(answer: httpx2.Response, body: bytes) -> UnavailableError | RefusedError:
-    """The error that a status code and a problem document stand for."""
-    problem = _problem(body)
-    code = str(problem.get("code") or f"http_{answer.status_code}")
-    detail = str(problem.get("detail") or problem.get("title") or f"the server answered {answer.status_code}")[:500]
-    if answer.status_code >= 500 or answer.status_code in _TRY_LATER:
-        return UnavailableError(detail, code=code, retry_after_s=_retry_after_s(answer.headers.get("Retry-After")))
-    return RefusedError(detail, status=answer.status_code, code=code)
-
-
-def _problem(body: bytes) -> dict[str, Any]:
-    with suppress(ValueError, RecursionError):
-        problem = json.loads(body)
-        if isinstance(problem, dict):
-            return problem
-    return {}
-
-
-def _retry_after_s(value: str | None) -> float | None:
-    """Seconds from a Retry-After header in either of its forms."""
-    if (seconds := _seconds(value)) is not None:
-        return seconds
-    at = _http_date(value)
-    return max(0.0, (at - datetime.now(UTC)).total_seconds()) if at else None
-
-
-def _http_date(value: str | None) -> datetime | None:
-    with suppress(TypeError, ValueError):
-        return email.utils.parsedate_to_datetime(value or "").replace(tzinfo=UTC)  # HTTP's dates are all in GMT
-    return None
-
-
-def _seconds(value: str | None) -> float | None:
-    return float(value) if value and re.fullmatch(r"\d{1,9}(\.\d{1,6})?", value) else None

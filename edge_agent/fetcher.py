@@ -1,7 +1,7 @@
 """Fetches a release: manifest, index, and those chunks of its files that are nowhere on the device yet.
 
-Knows the order of things and when to try again. Where files lie is `store`'s matter, URLs are `client`'s, waiting is
-`patience`'s, and what becomes of an answer's bytes is `landing`'s.
+Knows the order of things and when to try again. Where files lie is `store`'s matter, URLs are the clients', waiting is
+`patience`'s, one request for a file is `download`'s, and what becomes of its bytes is `landing`'s.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import TypeVar
 import structlog
 
 from edge_agent.client import FleetClient
-from edge_agent.errors import DamagedError, DiskFullError, TransientError, UnavailableError
+from edge_agent.download import Download
+from edge_agent.errors import DamagedError, DiskFullError, TransientError
+from edge_agent.file_client import FileClient
 from edge_agent.gate import Gate
 from edge_agent.landing import Landing, OnBytes, runs
 from edge_agent.part_file import PartFile, Source
@@ -36,10 +38,13 @@ _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 class Fetcher:
     """Brings a release's files into the store's partial directory."""
 
-    def __init__(self, client: FleetClient, store: Store, policy: FetchPolicy, gate: Gate | None = None) -> None:
+    def __init__(
+        self, client: FleetClient, files: FileClient, store: Store, policy: FetchPolicy, gate: Gate | None = None
+    ) -> None:
         """Without a gate, downloads run at any time."""
         self.gate = gate or Gate()
         self._client = client
+        self._files = files
         self._store = store
         self.policy = policy
 
@@ -122,14 +127,12 @@ class Fetcher:
     ) -> list[PlacedChunk]:
         """Fetch each missing chunk once; returns those whose bytes were wrong, unless one was that too often."""
         wrong: list[PlacedChunk] = []
+        loop = asyncio.get_running_loop()
         for run in runs(missing):
-            landing = Landing(part, run, transfer.on_bytes)
+            landing = Landing(part, run, lambda n: loop.call_soon_threadsafe(transfer.on_bytes, n))
             while landing.start < landing.stop:
                 await self.gate.wait()
-                try:
-                    await self._attempt(file, landing, transfer)
-                except TransientError as error:
-                    await transfer.budget.spend(error)
+                await self._attempt(file, landing, transfer)
             wrong += landing.wrong
         for place in wrong:
             transfer.num_wrong[place.chunk.sha256] += 1
@@ -139,26 +142,14 @@ class Fetcher:
         return wrong
 
     async def _attempt(self, file: IndexedFile, landing: Landing, transfer: _Transfer) -> None:
-        """One request for what a run still lacks; raises `TransientError` if it ends early."""
-        start, stop = landing.start, landing.stop
+        """One request for what a run still lacks, and the wait that is due if it has failed."""
+        start = landing.start
         try:
-            async with (
-                Floor(self.policy, file.path) as floor,
-                self._client.file(file.object_sha256, start=start, stop=stop, size_bytes=file.object_bytes) as stream,
-            ):
-                num_unwanted = start - stream.start  # of a server that sends the whole object all the same
-                async for data in stream.chunks:
-                    floor.note(len(data), await transfer.pace.take(len(data)))
-                    await landing.take(memoryview(data)[num_unwanted:])
-                    num_unwanted = max(0, num_unwanted - len(data))
-                    if landing.start > start:
-                        transfer.budget.refill()
-                    if landing.start == stop or self.gate.reason:
-                        break
-        finally:
-            await landing.settle()
-        if landing.start < stop and not self.gate.reason:
-            raise UnavailableError(f"{file.path} ended {stop - landing.start} bytes too early", code="cut_off")
+            await Download(self._files, file, landing, transfer.pace, Floor(self.policy, file.path), self.gate).run()
+        except TransientError as error:
+            if landing.start > start:
+                transfer.budget.refill()
+            await transfer.budget.spend(error)
 
 
 @dataclass(slots=True)

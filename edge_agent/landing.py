@@ -1,31 +1,30 @@
-"""Brings the bytes of an answer to their places: cuts them into chunks, and hands each to a thread that verifies it.
+"""Brings the bytes of an answer to their places: cuts them into chunks, verifies each and writes it.
 
-While one chunk is hashed and written the next one comes in, so no more than two are in memory. Bytes of a chunk that
-was cut off are kept: the next answer goes on where the last one ended.
+No more than one chunk is in memory. Bytes of a chunk that was cut off are kept: the next answer goes on where the last
+one ended.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 
 from edge_agent.part_file import PartFile
 from engine.chunk_index import PlacedChunk
 
-OnBytes = Callable[[int], None]
+OnBytes = Callable[[int], object]
 
 
 class Landing:
-    """Takes in one run of chunks that are neighbours in the object."""
+    """Takes in one run of chunks that are neighbours in the object. Blocks: for one thread at a time."""
 
     def __init__(self, part: PartFile, run: Sequence[PlacedChunk], on_bytes: OnBytes) -> None:
+        """`on_bytes` hears, in the thread that takes, of each chunk that is here and verified."""
         self._part = part
         self._waiting = deque(run)
         self._pieces: list[memoryview] = []
         self._num_bytes = 0  # in the pieces
         self._on_bytes = on_bytes
-        self._in_thread: tuple[PlacedChunk, asyncio.Future[bool]] | None = None
         self.stop = run[-1].stored_end
         self.wrong: list[PlacedChunk] = []
         """Chunks whose bytes came and were not theirs."""
@@ -35,26 +34,23 @@ class Landing:
         """Where in the object the next byte is that is still wanted; `stop` once all have come."""
         return self._waiting[0].stored_offset + self._num_bytes if self._waiting else self.stop
 
-    async def take(self, data: memoryview) -> None:
-        """The next bytes; what comes behind the last chunk is dropped, as a server may send without end."""
+    def take(self, data: memoryview) -> None:
+        """The next bytes; what comes behind the last chunk is dropped, as a server may send without end.
+
+        Raises `OSError` if the disk takes no more.
+        """
         while data and self._waiting:
             piece = data[: self._waiting[0].chunk.stored_bytes - self._num_bytes]
             data = data[len(piece) :]
             self._pieces.append(piece)
             self._num_bytes += len(piece)
             if self._num_bytes == self._waiting[0].chunk.stored_bytes:
-                await self.settle()
-                place, pieces = self._waiting.popleft(), self._pieces
-                self._pieces, self._num_bytes = [], 0
-                self._in_thread = place, asyncio.ensure_future(asyncio.to_thread(self._part.land, place, pieces))
+                self._land()
 
-    async def settle(self) -> None:
-        """Wait for the chunk that is being verified and written; raises `OSError` if the disk takes no more."""
-        if self._in_thread is None:
-            return
-        place, landed = self._in_thread
-        self._in_thread = None
-        if await asyncio.shield(landed):
+    def _land(self) -> None:
+        place, pieces = self._waiting.popleft(), self._pieces
+        self._pieces, self._num_bytes = [], 0
+        if self._part.land(place, pieces):
             self._on_bytes(place.chunk.size_bytes)
         else:
             self.wrong.append(place)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import Self
 
 import structlog
 
@@ -64,47 +63,38 @@ class Pace:
         self._bytes_per_s = bytes_per_s
         self._free_at_s = 0.0
 
-    async def take(self, num_bytes: int) -> float:
-        """Wait until these bytes may come; returns the seconds that it took."""
+    def delay_s(self, num_bytes: int) -> float:
+        """How long to wait now that these bytes have come."""
         if not self._bytes_per_s:
             return 0.0
         now_s = time.monotonic()
         self._free_at_s = max(self._free_at_s, now_s) + num_bytes / self._bytes_per_s
-        await asyncio.sleep(self._free_at_s - now_s)
-        return time.monotonic() - now_s
+        return self._free_at_s - now_s
 
 
 class Floor:
-    """Ends an answer that brings less than the least speed over a whole stretch of `grace_s`.
-
-    Use as `async with floor.watch() as timer`, and tell it of what comes. Raises `UnavailableError` (too_slow).
-    """
+    """Ends an answer that brings less than the least speed over a whole stretch of `grace_s`."""
 
     def __init__(self, policy: FetchPolicy, what: str) -> None:
         self._policy = policy
         self._what = what
         self._num_bytes = 0
-        self._timer = asyncio.timeout(policy.grace_s)
+        self._ends_at_s = time.monotonic() + policy.grace_s
 
-    async def __aenter__(self) -> Self:
-        await self._timer.__aenter__()
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        try:
-            await self._timer.__aexit__(*error)  # type: ignore[arg-type]
-        except TimeoutError as timeout:
-            detail = (
-                f"{self._what} comes with less than {self._policy.min_bytes_per_s} bytes/s: "
-                "look at the network, or let the device accept less (min_download_bytes_per_s)"
-            )
-            raise UnavailableError(detail, code=TOO_SLOW) from timeout
-
-    def note(self, num_bytes: int, waited_s: float) -> None:
-        """Bytes came, after `waited_s` of waiting of our own that is not the server's fault."""
+    def note(self, num_bytes: int, delay_s: float) -> None:
+        """Bytes came, and `delay_s` was a wait of our own. Raises `UnavailableError` (too_slow)."""
         self._num_bytes += num_bytes
+        self._ends_at_s += delay_s
+        now_s = time.monotonic()
         if self._num_bytes >= self._policy.min_bytes_per_s * self._policy.grace_s:
-            self._num_bytes = 0
-            self._timer.reschedule(asyncio.get_running_loop().time() + self._policy.grace_s)
-        elif waited_s:
-            self._timer.reschedule((self._timer.when() or 0.0) + waited_s)
+            self._num_bytes, self._ends_at_s = 0, now_s + self._policy.grace_s
+        elif now_s > self._ends_at_s:
+            raise self.error()
+
+    def error(self) -> UnavailableError:
+        """What to raise for an answer that is too slow, or brings nothing at all."""
+        return UnavailableError(
+            f"{self._what} comes with less than {self._policy.min_bytes_per_s} bytes/s: "
+            "look at the network, or let the device accept less (min_download_bytes_per_s)",
+            code=TOO_SLOW,
+        )

@@ -20,6 +20,7 @@ import structlog
 
 from edge_agent.client import FleetClient
 from edge_agent.fetcher import Fetcher
+from edge_agent.file_client import FileClient
 from edge_agent.patience import FetchPolicy, Pace
 from edge_agent.protocol import EnrolRequest, Hardware
 from edge_agent.schedule import Backoff
@@ -50,8 +51,9 @@ async def fetcher(
 ) -> AsyncIterator[tuple[Fetcher, Store]]:
     """A fetcher over a store in the directory `state`."""
     async with httpx2.AsyncClient(timeout=30.0, trust_env=False) as http:
-        store = Store(state)
-        yield Fetcher(FleetClient(server, signer(directory, device_id), http), store, policy), store
+        store, signs = Store(state), signer(directory, device_id)
+        files = FileClient(server, signs, timeout_s=POLICY.grace_s)
+        yield Fetcher(FleetClient(server, signs, http), files, store, policy), store
 
 
 async def fetch(fetcher: Fetcher, store: Store, digest: str) -> None:

@@ -1,0 +1,95 @@
+"""One request for the bytes that a run of chunks still lacks, in a thread of its own, and how it is stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Final
+
+from edge_agent.errors import UnavailableError
+from edge_agent.file_client import FileClient, FileStream
+from edge_agent.gate import Gate
+from edge_agent.landing import Landing
+from edge_agent.patience import Floor, Pace
+from engine.chunk_index import IndexedFile
+
+_LET_GO_S: Final = 1.0
+"""A thread that waits for a connection can't be woken: it is left alone and touches nothing any more."""
+
+
+@dataclass(slots=True)
+class Download:
+    """From the server to the chunks' places, as fast as `pace` allows, until the gate shuts."""
+
+    files: FileClient
+    file: IndexedFile
+    landing: Landing
+    pace: Pace
+    floor: Floor
+    gate: Gate
+    _stream: FileStream | None = None
+    _is_stopped: threading.Event = field(default_factory=threading.Event)
+
+    async def run(self) -> None:
+        """Raises `TransientError` if it ends early, `RefusedError`, and `OSError` of the disk."""
+        done = asyncio.wrap_future(_in_thread(self))
+        try:
+            await asyncio.shield(done)
+        except asyncio.CancelledError:
+            self.stop()
+            await asyncio.wait([done], timeout=_LET_GO_S)
+            raise
+
+    def stop(self) -> None:
+        """Let the thread end soon."""
+        self._is_stopped.set()
+        if self._stream:
+            self._stream.interrupt()
+
+    def work(self) -> None:
+        """As `run`, blocking."""
+        start, stop = self.landing.start, self.landing.stop
+        size_bytes = self.file.object_bytes
+        with self.files.open(self.file.object_sha256, start=start, stop=stop, size_bytes=size_bytes) as stream:
+            self._stream = stream
+            num_unwanted = start - stream.start  # of a server that sends the whole object all the same
+            while self.landing.start < stop and not self._must_end:
+                data = self._read(stream)
+                self.landing.take(memoryview(data)[num_unwanted:])
+                num_unwanted = max(0, num_unwanted - len(data))
+
+    @property
+    def _must_end(self) -> bool:
+        return bool(self.gate.reason) or self._is_stopped.is_set()
+
+    def _read(self, stream: FileStream) -> bytes:
+        try:
+            data = stream.read()
+        except TimeoutError as error:
+            raise self.floor.error() from error
+        if not data:
+            missing = self.landing.stop - self.landing.start
+            raise UnavailableError(f"{self.file.path} ended {missing} bytes too early", code="cut_off")
+        delay_s = self.pace.delay_s(len(data))
+        self._is_stopped.wait(delay_s)
+        self.floor.note(len(data), delay_s)
+        return data
+
+
+def _in_thread(download: Download) -> Future[None]:
+    """Its work, in a daemon: one that can't be woken must not keep the process alive."""
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            download.work()
+        except BaseException as error:  # noqa: BLE001 - whoever waits for the future gets it
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+
+    future.set_running_or_notify_cancel()
+    threading.Thread(target=run, name="download", daemon=True).start()
+    return future
