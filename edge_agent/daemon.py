@@ -94,7 +94,8 @@ class Daemon:
         components.host.on_beat = self.note_beat
         components.host.refuses = components.revocation.problem_with
         components.host.on_quarantine = self.note_quarantine
-        self._verifier = DesiredVerifier(components.trusted, components.device.identity.device_id)
+        device_id = components.device.identity.device_id
+        self._verifier = DesiredVerifier(components.trusted, device_id, state_dir.desired)
         self._etag: str | None = None
         self._server_problem: str | None = None
         self._distrust: Problem | None = None

