@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from edge_agent.business import profile_of
 from edge_agent.errors import AdmissionError
-from edge_agent.protocol import DesiredState, ReleaseRef
+from edge_agent.protocol import DesiredState, Limits, ReleaseRef, Window
 from engine.artifact import AdapterManifest, BaseManifest, Manifest, check_fits
 from engine.errors import AdapterMismatchError
 
@@ -39,6 +39,26 @@ def check_set(desired: DesiredState, manifests: Mapping[str, Manifest]) -> None:
         )
     for ref in desired.adapters:
         _check_adapter(ref, manifests[ref.digest], desired.base, base)
+
+
+def check_limits(limits: Limits) -> tuple[Window, ...]:
+    """The fleet's windows for downloads; raise for a limit that nobody can keep to."""
+    for name in ("memory_bytes", "download_bytes_per_s", "min_decode_tokens_per_s"):
+        value = getattr(limits, name)
+        if value is not None and value <= 0:
+            raise _bad_limit(name, f"{value} is not above 0")
+    try:
+        return tuple(map(Window.parse, limits.download_windows))
+    except ValueError as error:
+        raise _bad_limit("download_windows", str(error)) from error
+
+
+def _bad_limit(name: str, why: str) -> AdmissionError:
+    return AdmissionError(
+        f"the fleet's limit {name} can't be kept: {why}. Correct it on the device's groups.",
+        code="bad_limit",
+        evidence={"limit": name},
+    )
 
 
 def check_room(desired: DesiredState, manifests: Mapping[str, Manifest], missing_bytes: int, room: Room) -> None:

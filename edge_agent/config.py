@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from edge_agent.business import KNOWN_OPTIONS, read_profile
 from edge_agent.errors import UserError
-from edge_agent.gate import Window
+from edge_agent.protocol import Window
 from engine.errors import InvalidInputError
 
 PREFIX = "SOCLE_AGENT_"

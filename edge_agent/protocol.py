@@ -21,10 +21,13 @@ All but enrolment carry the headers that `signing_input` describes. Errors are R
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, time
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, Self
+from zoneinfo import ZoneInfo
 
 from engine.distribution import ACCURACY, GAMMA, Distribution, distribution_of
 
@@ -40,6 +43,7 @@ HEADER_POLL_AFTER = "Socle-Poll-After"
 MAX_CLOCK_SKEW_S = 300
 
 MAX_TELEMETRY_BYTES = 8 << 20
+_WINDOW = re.compile(r"(\d\d:\d\d)-(\d\d:\d\d) (\S+)")
 
 
 def signing_input(*, device_id: str, method: str, target: str, timestamp_s: int, nonce: str, body: bytes) -> bytes:
@@ -118,12 +122,46 @@ class ReleaseRef:
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """From `start` to before `end` of each day, by the clocks of one time zone; over midnight if `end` is earlier."""
+
+    start: time
+    end: time
+    zone: ZoneInfo
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """A window as people write it, `22:00-06:00 Europe/Berlin`; raises `ValueError`."""
+        found = _WINDOW.fullmatch(text.strip())
+        if found is None:
+            raise ValueError(f"{text!r:.80} is no window such as '22:00-06:00 Europe/Berlin'")
+        start, end = time.fromisoformat(found[1]), time.fromisoformat(found[2])
+        if start == end:
+            raise ValueError(f"the window {text!r} is empty: leave it out to download at any time")
+        try:
+            return cls(start, end, ZoneInfo(found[3]))
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"this system knows no time zone {found[3]!r}: take UTC or install tzdata") from error
+
+    def holds(self, now: datetime) -> bool:
+        """Whether it is open at this moment."""
+        local = now.astimezone(self.zone).time()
+        if self.start < self.end:
+            return self.start <= local < self.end
+        return local >= self.start or local < self.end
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
-    """What the device may spend, and how fast a set must be to be kept; None means no limit of the server's."""
+    """What the device may spend, and how fast a set must be to be kept; None means no limit of the server's.
+
+    `download_windows` are as `Window` reads them; downloads run only while all of them are open.
+    """
 
     memory_bytes: int | None = None
     download_bytes_per_s: int | None = None
     min_decode_tokens_per_s: float | None = None
+    download_windows: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

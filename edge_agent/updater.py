@@ -226,6 +226,7 @@ class Updater:
     async def _admit(self) -> Happening:
         """All that can be known to go wrong goes wrong here, before the first byte of payload."""
         store, manifests = self._parts.store, self._manifests()
+        checks.check_limits(self._target.limits)
         checks.check_set(self._target, manifests)
         in_use = self._digests_in_use()
         store.collect(in_use, self._settings.spare_adapter_bytes)
@@ -243,9 +244,10 @@ class Updater:
         limits = (self._target.limits.download_bytes_per_s, self._settings.download_bytes_per_s)
         pace = Pace(min((limit for limit in limits if limit), default=None))
         try:
-            for digest, manifest in manifests.items():
-                signed = self._index_sha256[digest]
-                await self._parts.fetcher.fetch(digest, manifest, pace, self._count_bytes, index_sha256=signed)
+            with self._parts.fetcher.gate.within(checks.check_limits(self._target.limits)):
+                for digest, manifest in manifests.items():
+                    signed = self._index_sha256[digest]
+                    await self._parts.fetcher.fetch(digest, manifest, pace, self._count_bytes, index_sha256=signed)
         finally:
             self.progress = None
         return Happening(Event.DOWNLOADED)

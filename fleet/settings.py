@@ -260,6 +260,7 @@ CELERY_BEAT_SCHEDULE = {
         ("registry.tasks.collect_garbage", 3600.0),
         ("registry.tasks.refresh_trust", 600.0),
         ("fleet.rollouts.tasks.tick_rollouts", 5.0),
+        ("fleet.devices.tasks.apply_all_limits", 10.0),
         ("fleet.devices.tasks.forget_expired", 60.0),
         ("fleet.telemetry.tasks.delete_old", 3600.0),
     )

@@ -95,9 +95,9 @@ def step_reason(row: RolloutDevice) -> str:
 
 
 def _from_report(row: RolloutDevice) -> str:
-    """The device's own words, where its last report still is about this rollout's revision."""
+    """The device's own words, where its last report still is about the set that this rollout handed out."""
     report = row.device.report or {}
-    if row.device.target_revision != row.revision:
+    if row.revision is None or row.set_revision != row.revision or row.device.target_revision < row.revision:
         return ""
     if row.state == Step.FAILED and report.get("problem"):
         return _failure(report)

@@ -13,6 +13,7 @@ _SENTENCES: dict[str, tuple[Look, str]] = {
     "tagged": (Look("mute", "info", "Tagged"), "Tags changed to {after}"),
     "group_joined": (Look("mute", "plus", "Joined"), "Joined the group {group}"),
     "group_left": (Look("mute", "dash", "Left"), "Left the group {group}"),
+    "limits_changed": (Look("mute", "info", "Limits"), "Got the limits of its groups"),
     "rollout_start": (Look("info", "play", "Started"), "Rollout started"),
     "rollout_pause": (Look("warn", "pause", "Paused"), "Rollout paused"),
     "rollout_resume": (Look("info", "play", "Resumed"), "Rollout resumed"),
@@ -34,7 +35,7 @@ _SENTENCES: dict[str, tuple[Look, str]] = {
 }
 
 
-_MACHINERY = {"device", "rollout"}
+_MACHINERY = {"device", "rollout", "groups"}
 
 
 @dataclass(frozen=True, slots=True)

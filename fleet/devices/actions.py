@@ -2,7 +2,7 @@
 
 import hashlib
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
@@ -21,6 +21,7 @@ from fleet.devices.errors import (
     GroupExistsError,
     UnknownGroupError,
 )
+from fleet.devices.limits import limits_of, tightest
 from fleet.devices.models import (
     Device,
     DeviceEvent,
@@ -35,6 +36,7 @@ from fleet.devices.rules import check_report
 from registry.trust.repository import root_digest
 
 TOKEN_MARK = "soe_"  # noqa: S105 - the mark of an enrolment token
+LIMITS_BATCH_SIZE = 200
 LAST_SEEN_RESOLUTION = timedelta(minutes=1)
 _SHOWN_CHARS = 12
 
@@ -111,6 +113,7 @@ def _admit(token: EnrolmentToken, request: protocol.EnrolRequest, public_key: st
     EnrolmentToken.objects.filter(pk=token.pk).update(used_by=device)
     if token.group:
         device.groups.add(token.group)
+        _apply_limits([device.pk])
     add_tags(device=device, tags=token.tags)
     record_event(device.pk, "device", "enrolled", name=request.name, token=token.prefix)
     return device
@@ -141,19 +144,62 @@ def create_group(*, name: str, description: str = "") -> DeviceGroup:
 
 
 @transaction.atomic
+def update_group(
+    *, group: DeviceGroup, actor: str, description: str | None = None, limits: Mapping[str, Any] | None = None
+) -> DeviceGroup:
+    """Change what the group is for, or the limits that are named; None lifts one. `apply_limits` tells the devices."""
+    group = DeviceGroup.objects.select_for_update().get(pk=group.pk)
+    if description is not None:
+        group.description = description
+    after = {name: value for name, value in (group.limits | dict(limits or {})).items() if value is not None}
+    if after != group.limits:
+        chain.append(
+            actor=actor, kind="group_limited", detail={"group": group.name, "before": group.limits, "after": after}
+        )
+        group.limits, group.limits_version = after, group.limits_version + 1
+    group.save(update_fields=["description", "limits", "limits_version"])
+    return group
+
+
+def apply_limits(group_id: int) -> None:
+    """Bring the documents of a group's devices to its limits, in batches. Repeating it changes nothing."""
+    group = DeviceGroup.objects.get(pk=group_id)
+    device_ids = list(group.devices.order_by("pk").values_list("pk", flat=True))
+    for start in range(0, len(device_ids), LIMITS_BATCH_SIZE):
+        _apply_limits(device_ids[start : start + LIMITS_BATCH_SIZE])
+    rows = DeviceGroup.objects.filter(pk=group_id, limits_version=group.limits_version)
+    rows.update(limits_applied=group.limits_version)
+
+
+@transaction.atomic
+def _apply_limits(device_ids: Sequence[str]) -> None:
+    """To what all of their groups say now: the records are held first, so whoever comes later sees it and decides."""
+    records = list(desired.records_of(device_ids).select_for_update())
+    given: dict[str, list[protocol.Limits]] = {}
+    for pk, kept in DeviceGroup.objects.filter(devices__in=device_ids).values_list("devices", "limits"):
+        given.setdefault(pk, []).append(limits_of(kept))
+    allowed = ((record, tightest(given.get(record.pk, ()))) for record in records)
+    changes = [(record, limits) for record, limits in allowed if limits != desired.current_limits(record)]
+    desired.limit(changes)
+    record_events([record.pk for record, _ in changes], "groups", "limits_changed")
+
+
+@transaction.atomic
 def add_to_group(*, group: DeviceGroup, device: Device, actor: str) -> None:
     """Put the device into the group; nothing happens if it is there."""
     if not group.devices.filter(pk=device.pk).exists():
         group.devices.add(device)
         record_event(device.pk, actor, "group_joined", group=group.name)
+        _apply_limits([device.pk])
 
 
 @transaction.atomic
 def remove_from_group(*, group: DeviceGroup, device: Device, actor: str) -> None:
-    """Take the device out of the group; what it has stays until the next rollout."""
+    """Take the device out of the group. Its limits change at once; what it has stays until the next rollout."""
     if group.devices.filter(pk=device.pk).exists():
         group.devices.remove(device)
         record_event(device.pk, actor, "group_left", group=group.name)
+        _apply_limits([device.pk])
 
 
 def add_tags(*, device: Device, tags: Iterable[str]) -> None:

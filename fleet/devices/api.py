@@ -1,4 +1,4 @@
-"""The operators' API about devices: /enrolment-tokens, /devices, /groups. Parses, calls, answers."""
+"""The operators' API about devices: /enrolment-tokens, /devices. Parses, calls, answers."""
 
 from datetime import timedelta
 from typing import Any
@@ -11,7 +11,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from fleet.devices import actions, queries
-from fleet.devices.models import Device, DeviceEvent, DeviceGroup, InstalledRelease
+from fleet.devices.models import Device, DeviceEvent, InstalledRelease
 from fleet.operators.scopes import Scope
 from fleet.serializers import PageQuery, StrictSerializer, page_filters, validated
 
@@ -128,16 +128,26 @@ class EventRow(serializers.ModelSerializer[DeviceEvent]):
         read_only_fields = fields
 
 
+class DeviceLimits(serializers.Serializer[Any]):
+    """What a device's groups allow it: the tightest of each limit, and all windows."""
+
+    memory_bytes = serializers.IntegerField(allow_null=True)
+    download_bytes_per_s = serializers.IntegerField(allow_null=True)
+    min_decode_tokens_per_s = serializers.FloatField(allow_null=True)
+    download_windows = serializers.ListField(child=serializers.CharField())
+
+
 class DeviceDetailRow(DeviceRow):
     """A device with its last report, and what it shall have."""
 
     report = serializers.DictField(allow_null=True, read_only=True)
     wants_base = ReleaseWanted(allow_null=True, read_only=True)
     wants_adapters = ReleaseWanted(many=True, read_only=True)
+    limits = DeviceLimits(read_only=True)
     events = EventRow(many=True, read_only=True)
 
     class Meta(DeviceRow.Meta):
-        fields = [*DeviceRow.Meta.fields, "report", "wants_base", "wants_adapters", "events"]
+        fields = [*DeviceRow.Meta.fields, "report", "wants_base", "wants_adapters", "limits", "events"]
         read_only_fields = fields
 
 
@@ -158,24 +168,6 @@ class DeviceChange(StrictSerializer):
     tags = serializers.ListField(child=TagField(), max_length=50, required=False)
 
 
-class GroupRow(serializers.ModelSerializer[DeviceGroup]):
-    """A group with the number of its devices."""
-
-    num_devices = serializers.IntegerField(read_only=True, default=0)
-
-    class Meta:
-        model = DeviceGroup
-        fields = ["name", "description", "created_at", "num_devices"]
-        read_only_fields = fields
-
-
-class GroupRequest(StrictSerializer):
-    """A new group."""
-
-    name = serializers.RegexField(r"^[a-z0-9][a-z0-9_-]*$", max_length=63)
-    description = serializers.CharField(max_length=500, allow_blank=True, default="")
-
-
 def _ref(row: InstalledRelease) -> dict[str, str]:
     return {"name": row.name, "version": row.version, "digest": row.digest}
 
@@ -187,6 +179,7 @@ def _detail_row(device_id: str) -> dict[str, Any]:
         "report": detail.device.report,
         "wants_base": ReleaseWanted(detail.wants_base).data if detail.wants_base else None,
         "wants_adapters": ReleaseWanted(detail.wants_adapters, many=True).data,
+        "limits": DeviceLimits(detail.limits).data,
         "events": EventRow(detail.events, many=True).data,
     }
 
@@ -268,40 +261,3 @@ class DeviceEventsView(generics.ListAPIView[DeviceEvent]):
         """The events of the device in the path."""
         page_filters(PageQuery, self.request)
         return queries.events(queries.get_device(self.kwargs["device_id"]).pk)
-
-
-class GroupsView(APIView):
-    """Groups of devices."""
-
-    required_scopes = READ_WRITE
-
-    @extend_schema(operation_id="list_groups", responses=GroupRow(many=True))
-    def get(self, _request: Request) -> Response:
-        """All groups by name."""
-        return Response(GroupRow(queries.groups(), many=True).data)
-
-    @extend_schema(operation_id="create_group", request=GroupRequest, responses={201: GroupRow})
-    def post(self, request: Request) -> Response:
-        """Make an empty group."""
-        group = actions.create_group(**validated(GroupRequest, request.data))
-        return Response(GroupRow(group).data, status=201)
-
-
-class GroupDeviceView(APIView):
-    """A device's place in a group."""
-
-    required_scopes = READ_WRITE
-
-    @extend_schema(operation_id="add_device_to_group", request=None, responses={204: None})
-    def put(self, request: Request, name: str, device_id: str) -> Response:
-        """Put the device into the group. Repeating it changes nothing."""
-        group, device = queries.get_group(name), queries.get_device(device_id)
-        actions.add_to_group(group=group, device=device, actor=str(request.user))
-        return Response(status=204)
-
-    @extend_schema(operation_id="remove_device_from_group", request=None, responses={204: None})
-    def delete(self, request: Request, name: str, device_id: str) -> Response:
-        """Take the device out of the group. What it has stays until the next rollout."""
-        group, device = queries.get_group(name), queries.get_device(device_id)
-        actions.remove_from_group(group=group, device=device, actor=str(request.user))
-        return Response(status=204)

@@ -27,10 +27,17 @@ class DeviceState(models.TextChoices):
 
 
 class DeviceGroup(models.Model):
-    """Devices that get the same rollouts."""
+    """Devices that get the same rollouts and keep to the same limits.
+
+    `limits` are those that operators set, by name (see `fleet.devices.limits`). `limits_version` counts their changes,
+    `limits_applied` is the one that has reached all devices' documents.
+    """
 
     name = models.SlugField(max_length=63, unique=True)
     description = models.CharField(max_length=500, blank=True, default="")
+    limits = models.JSONField(default=dict)
+    limits_version = models.PositiveIntegerField(default=0)
+    limits_applied = models.PositiveIntegerField(default=0)
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
@@ -106,15 +113,18 @@ class InstalledRelease(models.Model):
 class DesiredRecord(models.Model):
     """What one device shall have. `document` is the answer to its poll, byte for byte; the keys beside it are the same.
 
-    `revision` only grows, so a device never takes an older document for a newer one.
+    `revision` only grows, so a device never takes an older document for a newer one. `set_revision` is the one that
+    brought the present releases; later ones have changed limits alone.
     """
 
     device = models.OneToOneField(Device, on_delete=models.CASCADE, primary_key=True, related_name="desired")
     revision = models.PositiveBigIntegerField(default=0)
+    set_revision = models.PositiveBigIntegerField(default=0)
     document = models.BinaryField()
     etag = models.CharField(max_length=80)
     base = models.ForeignKey(Release, on_delete=models.PROTECT, null=True, related_name="desired_as_base")
     adapters = models.ManyToManyField(Release, related_name="desired_as_adapter")
+    limits = models.JSONField(default=dict)
     updated_at = models.DateTimeField()
 
     def __str__(self) -> str:

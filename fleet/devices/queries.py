@@ -12,7 +12,9 @@ from django.conf import settings
 from django.db.models import Case, CharField, Count, F, Prefetch, Q, QuerySet, Value, When
 from django.utils import timezone
 
+from edge_agent.protocol import Limits
 from fleet.devices.actions import LAST_SEEN_RESOLUTION
+from fleet.devices.desired import current_limits
 from fleet.devices.errors import DeviceNotFoundError, GroupNotFoundError
 from fleet.devices.models import (
     DesiredRecord,
@@ -48,6 +50,7 @@ class DeviceDetail:
     has: list[InstalledRelease]
     wants_base: Release | None
     wants_adapters: list[Release]
+    limits: Limits
     events: list[DeviceEvent]
 
 
@@ -96,6 +99,7 @@ def device_detail(device_id: str, *, num_events: int = 50) -> DeviceDetail:
         has=list(device.installed.all()),
         wants_base=record.base,
         wants_adapters=list(record.adapters.all()),
+        limits=current_limits(record),
         events=list(events(device_id)[:num_events]),
     )
 
@@ -132,6 +136,12 @@ def version_distribution() -> list[dict[str, object]]:
 def groups() -> QuerySet[DeviceGroup]:
     """Groups by name, with `num_devices`."""
     return DeviceGroup.objects.annotate(num_devices=Count("devices")).order_by("name")
+
+
+def groups_to_limit() -> list[int]:
+    """Groups whose limits have not reached all of their devices' documents."""
+    behind = DeviceGroup.objects.filter(limits_applied__lt=F("limits_version"))
+    return list(behind.order_by("pk").values_list("pk", flat=True))
 
 
 def get_group(name: str) -> DeviceGroup:

@@ -14,7 +14,7 @@ from django.utils import timezone
 from edge_agent import protocol
 from fleet.audit.chain import Proof
 from fleet.devices import actions as devices
-from fleet.devices.desired import ReleaseSet
+from fleet.devices.desired import ReleaseSet, records_of
 from fleet.devices.models import Device
 from fleet.rollouts import handout, queries
 from fleet.rollouts.errors import RolloutRefusedError, RolloutStateError
@@ -32,7 +32,7 @@ from fleet.rollouts.states import (
     states_before,
     steps_before,
 )
-from fleet.rollouts.targets import Request, change_of, current_plan, find_devices, find_releases, records_of
+from fleet.rollouts.targets import Request, change_of, current_plan, find_devices, find_releases
 from registry.trust.vouched import Vouched, read_vouched
 
 _ENDS = {RolloutState.COMPLETED, RolloutState.FAILED, RolloutState.ABORTED}

@@ -11,12 +11,12 @@ from django.utils import timezone
 
 from fleet.devices import actions as devices
 from fleet.devices import desired
-from fleet.devices.desired import ReleaseSet, current_set
+from fleet.devices.desired import ReleaseSet, current_set, records_of
 from fleet.devices.models import DesiredRecord, DeviceState
 from fleet.rollouts.models import Rollout, RolloutDevice
 from fleet.rollouts.planning import ChangeRefusedError, Plan, plan
 from fleet.rollouts.states import RolloutState, Step
-from fleet.rollouts.targets import change_of, current_plan, records_of
+from fleet.rollouts.targets import change_of, current_plan
 from registry.models import Release
 from registry.trust.vouched import read_vouched
 
@@ -78,7 +78,7 @@ def take_back(rollout: Rollout, steps: Iterable[Step], *, then: Step, reason: st
     Only documents that still are this rollout's are touched: a newer rollout's stay.
     """
     rows = {row.device_id: row for row in rollout.rows.filter(state__in=list(steps)).exclude(revision=None)}
-    records = [r for r in records_of(rows).select_for_update() if r.revision == rows[r.pk].revision]
+    records = [r for r in records_of(rows).select_for_update() if r.set_revision == rows[r.pk].revision]
     former_of = {record.pk: rows[record.pk].former for record in records}
     releases = _releases_by_id(former_of.values())
     desired.replace((record, _former_set(former_of[record.pk], releases)) for record in records)

@@ -71,14 +71,15 @@ def step_counts(rollout_id: str) -> dict[str, int]:
 
 
 def rollout_rows(rollout_id: str, *, state: str = "") -> QuerySet[RolloutDevice]:
-    """The devices of a rollout, those that need a look first."""
+    """The devices of a rollout, those that need a look first, with the `set_revision` of their documents."""
     found = RolloutDevice.objects.filter(rollout_id=rollout_id).select_related("device")
     if state:
         found = found.filter(state=state)
     rank = Case(
         *(When(state=step, then=Value(place)) for place, step in enumerate(_WORST_FIRST)), output_field=IntegerField()
     )
-    return found.annotate(rank=rank).order_by("rank", "device__name", "pk")
+    found = found.annotate(rank=rank, set_revision=F("device__desired__set_revision"))
+    return found.order_by("rank", "device__name", "pk")
 
 
 def rollouts_of_device(device_id: str) -> QuerySet[RolloutDevice]:
@@ -97,7 +98,7 @@ def rollouts_begun(*, since: datetime, device_id: str = "") -> QuerySet[Rollout]
 def row_in_force(device_id: str) -> RolloutDevice | None:
     """The row whose document the device holds now, if a report can still move it."""
     movable = RolloutDevice.objects.filter(device_id=device_id, state__in=[Step.PENDING, Step.UPDATING, Step.FAILED])
-    return movable.filter(revision=F("device__desired__revision")).select_related("device").first()
+    return movable.filter(revision=F("device__desired__set_revision")).select_related("device").first()
 
 
 def wanted_by(row: RolloutDevice) -> ReleaseSet:

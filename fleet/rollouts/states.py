@@ -72,7 +72,7 @@ OPEN = frozenset({Step.PENDING, Step.UPDATING})
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a report says about one revision: `serves` tells whether its digests are those of that revision."""
+    """What a report says about one set: `serves` tells whether its digests are those that the set has."""
 
     revision: int
     target_revision: int
@@ -100,10 +100,13 @@ def steps_before(step: Step) -> list[Step]:
 
 
 def judge(revision: int, evidence: Evidence) -> Verdict | None:
-    """Where a report puts the device that was handed this revision; None if it says nothing about it yet."""
+    """Where a report puts the device that was handed its set with this revision; None if it says nothing of it yet.
+
+    Later revisions have changed limits alone: with a new set another rollout would have taken over.
+    """
     if evidence.revision >= revision:
         return Verdict(Step.ACTIVE) if evidence.serves else Verdict(Step.FAILED, "report_mismatch")
-    if evidence.target_revision != revision:
+    if evidence.target_revision < revision:
         return None
     if evidence.is_failed:
         return Verdict(Step.FAILED, evidence.problem_code or "failed")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from django.db.models import Prefetch, Q, QuerySet
+from django.db.models import Q, QuerySet
 
 from fleet.devices.desired import ReleaseSet, current_set
 from fleet.devices.models import DesiredRecord, Device, DeviceGroup, DeviceState
@@ -92,16 +92,6 @@ def _unknown(code: str, path: str, named: Sequence[str], known: QuerySet[Any, st
     for name in dict.fromkeys(named):
         if name not in there:
             yield Conflict(code, name, f"There is no {name!r:.80} among the {path}.", f"Look at GET /api/v1/{path}.")
-
-
-def records_of(device_ids: Iterable[str]) -> QuerySet[DesiredRecord]:
-    """Desired records with all that planning reads, in an order that locks can be taken in."""
-    releases = Release.objects.defer("manifest").select_related("artifact", "base")
-    return (
-        DesiredRecord.objects.filter(pk__in=list(device_ids))
-        .prefetch_related(Prefetch("base", queryset=releases), Prefetch("adapters", queryset=releases))
-        .order_by("pk")
-    )
 
 
 def change_of(releases: ReleaseSet, remove: Iterable[str], vouched: Vouched) -> Change:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.checks import WORKING_MEMORY_BYTES, Room, check_room, check_set, memory_bytes
+from edge_agent.checks import WORKING_MEMORY_BYTES, Room, check_limits, check_room, check_set, memory_bytes
 from edge_agent.errors import AdmissionError
-from edge_agent.protocol import DesiredState, Limits, ReleaseRef
+from edge_agent.protocol import DesiredState, Limits, ReleaseRef, Window
 from engine.artifact import Manifest, read_manifest
 from tests.simulators.bundles import make_adapter, make_base
 
@@ -52,6 +52,28 @@ def test_memory_limits_of_device_and_server_both_hold(desired, manifests, whose:
     with pytest.raises(AdmissionError) as caught:
         check_room(limited, manifests, 0, room(total_memory_bytes=needed - 1) if whose == "device" else room())
     assert caught.value.code == "not_enough_memory"
+
+
+@pytest.mark.parametrize(
+    ("limits", "name", "words"),
+    [
+        (Limits(memory_bytes=0), "memory_bytes", "0 is not above 0"),
+        (Limits(download_bytes_per_s=-1), "download_bytes_per_s", "-1 is not above 0"),
+        (Limits(min_decode_tokens_per_s=-0.5), "min_decode_tokens_per_s", "not above 0"),
+        (Limits(download_windows=("22:00-06:00 UTC", "at night")), "download_windows", "'at night' is no window"),
+        (Limits(download_windows=("22:00-06:00 Europe/Atlantis",)), "download_windows", "knows no time zone"),
+    ],
+)
+def test_a_limit_that_nobody_can_keep_to_is_named(limits: Limits, name: str, words: str) -> None:
+    with pytest.raises(AdmissionError, match=words) as caught:
+        check_limits(limits)
+    assert (caught.value.code, caught.value.evidence) == ("bad_limit", {"limit": name})
+
+
+def test_good_limits_give_their_windows() -> None:
+    windows = ("12:00-13:00 UTC", "22:00-06:00 UTC")
+    assert check_limits(Limits(1, 1, 0.1, windows)) == tuple(map(Window.parse, windows))
+    assert check_limits(Limits()) == ()
 
 
 def test_an_adapter_alone_is_refused(desired: DesiredState, manifests: dict[str, Manifest]) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from edge_agent.config import load_config
 from edge_agent.errors import UserError
-from edge_agent.gate import Gate, Window
+from edge_agent.gate import Gate
+from edge_agent.protocol import Window
 
 NIGHT = "22:00-06:00 Europe/Berlin"  # in winter an hour ahead of UTC, in summer two
 
@@ -30,6 +31,24 @@ NIGHT = "22:00-06:00 Europe/Berlin"  # in winter an hour ahead of UTC, in summer
 def test_when_a_window_is_open(window: str, now: str, reason: str) -> None:
     moment = datetime.fromisoformat(now).replace(tzinfo=UTC)
     assert Gate(Window.parse(window), now=lambda: moment).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("own", "fleets", "reason"),
+    [
+        (None, [], ""),
+        (None, ["09:00-11:00 UTC"], ""),
+        (None, ["11:00-12:00 UTC"], "outside_window"),
+        ("09:00-11:00 UTC", ["09:30-10:30 UTC"], ""),
+        ("11:00-12:00 UTC", ["09:00-11:00 UTC"], "outside_window"),
+        ("09:00-11:00 UTC", ["09:00-11:00 UTC", "11:00-12:00 UTC"], "outside_window"),
+    ],
+)
+def test_the_windows_of_device_and_fleet_all_hold(own: str | None, fleets: list[str], reason: str) -> None:
+    gate = Gate(Window.parse(own) if own else None, now=lambda: datetime(2026, 1, 15, 10, tzinfo=UTC))
+    with gate.within([Window.parse(window) for window in fleets]):
+        assert gate.reason == reason
+    assert gate.reason == ("" if own != "11:00-12:00 UTC" else "outside_window")
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,14 @@ import errno
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from edge_agent.host import Host
 from edge_agent.part_file import Pieces
-from edge_agent.protocol import DesiredState, ReleaseRef, UpdateState
+from edge_agent.protocol import DesiredState, Limits, ReleaseRef, UpdateState
 from edge_agent.state_dir import StateDir
 from edge_agent.states import DEADLINE_S
 from tests.edge_agent.conftest import Catalogue
@@ -271,6 +272,50 @@ async def test_a_pause_holds_a_download_up_and_status_says_so(fleet, catalogue, 
         assert fleet.count("GET", "/files/") == 0
         state_dir.paused.unlink()
         await agent.until_serving(1)
+
+
+def window(*, opens_in_h: int) -> str:
+    """Two hours of the day, beginning so many hours from now."""
+    start = datetime.now(UTC) + timedelta(hours=opens_in_h)
+    return f"{start:%H:%M}-{start + timedelta(hours=2):%H:%M} UTC"
+
+
+async def test_a_window_of_the_fleet_holds_a_download_up_until_it_is_changed(fleet, catalogue, tmp_path: Path) -> None:
+    base = catalogue.base()
+    fleet.want(base, limits=Limits(download_windows=(window(opens_in_h=-1), window(opens_in_h=3))))
+    async with running_agent(tmp_path / "state", fleet) as agent:
+        await agent.until(lambda: agent.updater.progress)
+        assert agent.daemon.status()["downloads_held_up_by"] == "outside_window"
+        await agent.until(lambda: fleet.count("GET", "/desired") > 5)
+        assert fleet.count("GET", "/files/") == 0
+        await agent.until_serving(fleet.want(base, limits=Limits(download_windows=(window(opens_in_h=-1),))))
+        assert agent.daemon.status()["downloads_held_up_by"] == ""
+
+
+async def test_limits_alone_change_without_a_download_or_another_engine(fleet, catalogue, tmp_path: Path) -> None:
+    base, home = catalogue.base(), catalogue.adapter("home", "home 1")
+    fleet.want(base, home)
+    async with running_agent(tmp_path / "state", fleet) as agent:
+        await agent.until_serving(1)
+        child, num_files = agent.host.served.child, fleet.count("GET", "/files/")
+        await agent.until_serving(fleet.want(base, home, limits=Limits(download_bytes_per_s=1 << 20)))
+        assert agent.host.served.child is child
+        assert fleet.count("GET", "/files/") == num_files
+
+
+async def test_a_limit_that_nobody_can_keep_to_is_a_reason_and_no_crash(fleet, catalogue, tmp_path: Path) -> None:
+    base, home = catalogue.base(), catalogue.adapter("home", "home 1")
+    fleet.want(base)
+    async with running_agent(tmp_path / "state", fleet) as agent:
+        await agent.until_serving(1)
+        agent.states.clear()
+        await agent.until_failed(fleet.want(base, home, limits=Limits(download_windows=("at night",))))
+        assert agent.states == ["fetching", "admitting", "failed"]
+        await agent.until(lambda: fleet.reports[-1].problem)
+        problem = fleet.reports[-1].problem
+        assert (problem.code, problem.evidence) == ("bad_limit", {"limit": "download_windows"})
+        assert await agent.ask("base", "still there?") == "base: still there?"
+        await agent.until_serving(fleet.want(base, home, limits=Limits()))
 
 
 async def test_a_full_disk_is_reported_and_survived(fleet, catalogue, tmp_path: Path) -> None:

@@ -135,10 +135,8 @@ def test_groups_are_joined_and_left(enrolled: Any, operator: Any) -> None:
     place = f"/groups/home/devices/{device.device_id}"
     for _ in range(2):
         assert operator.send("PUT", place).status_code == 204
-    assert operator.get("/groups").json() == [
-        {"name": "home", "description": "At home", "num_devices": 1}
-        | {"created_at": operator.get("/groups").json()[0]["created_at"]}
-    ]
+    [listed] = operator.get("/groups").json()
+    assert (listed["name"], listed["description"], listed["num_devices"]) == ("home", "At home", 1)
     assert operator.send("DELETE", place).status_code == 204
     kinds = [event["kind"] for event in operator.get(f"/devices/{device.device_id}").json()["events"]]
     assert kinds == ["group_left", "group_joined", "enrolled"]

@@ -1,16 +1,19 @@
 """Devices: the list with its filters and its CSV, and one device's page."""
 
 import csv
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlencode
 
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.http import require_GET
 
+from edge_agent.protocol import Limits
 from fleet.dashboard.access import page
 from fleet.dashboard.businesses import business_rows
 from fleet.dashboard.charts import CHARTS, RANGES, chosen_range
 from fleet.dashboard.reasons import reason_of
+from fleet.dashboard.templatetags.dashboard import size
 from fleet.dashboard.timeline import line_of
 from fleet.dashboard.views.shell import not_found, page_of, show
 from fleet.devices import queries
@@ -87,6 +90,7 @@ def device_detail(request: HttpRequest, device_id: str) -> HttpResponse:
         comparison=_comparison(detail),
         businesses=business_rows(device_id, time_range),
         memory=_memory(detail.device),
+        limits=list(_limits(detail.limits)),
         events=[line_of(event) for event in detail.events],
         charts=CHARTS.values(),
         ranges=RANGES,
@@ -120,6 +124,18 @@ def _memory(device: Device) -> list[tuple[str, int]]:
     """The engine's memory by kind, the largest first, without the sum."""
     sizes = (device.report or {}).get("memory_bytes") or {}
     return sorted(((kind, size) for kind, size in sizes.items() if kind != "pss"), key=lambda pair: -pair[1])
+
+
+def _limits(limits: Limits) -> Iterator[str]:
+    """What the device's groups allow it, in words."""
+    if limits.memory_bytes:
+        yield f"at most {size(limits.memory_bytes)} of memory"
+    if limits.download_bytes_per_s:
+        yield f"downloads at {size(limits.download_bytes_per_s)}/s at most"
+    for window in limits.download_windows:
+        yield f"downloads at {window}"
+    if limits.min_decode_tokens_per_s:
+        yield f"a new set must reach {limits.min_decode_tokens_per_s:g} tokens/s"
 
 
 def _csv_row(device: Device) -> list[Any]:

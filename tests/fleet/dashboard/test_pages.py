@@ -7,7 +7,9 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from edge_agent.protocol import UpdateState
+from fleet.devices.actions import apply_limits, update_group
 from fleet.devices.models import DeviceEvent
+from fleet.devices.queries import get_group
 from tests.fleet.dashboard.small_fleet import ACTOR, PROBLEM, enrol, publish, report, roll_out
 
 EMPTY = {
@@ -55,6 +57,20 @@ def test_a_device_says_why_and_what_is_to_come(colleague, fleet):
     assert f"{PROBLEM.detail} The device keeps serving revision 1. Missing bytes 42991616" in text
     assert re.search(r"smart-home 1\.0\.0 \w{12} 1\.1\.0 \w{12} To come", text)
     assert re.search(r"car 1\.0\.0 (\w{12}) 1\.0\.0 \1 In place", text)
+
+
+def test_a_device_shows_the_limits_of_its_groups(colleague, fleet):
+    device = fleet.devices["kitchen-panel"]
+    assert "Limits" not in text_of(colleague.get(f"/devices/{device.pk}"))
+    limits = {"memory_bytes": 512 << 20, "download_window": "22:00-06:00 UTC", "min_decode_tokens_per_s": 5.5}
+    group = update_group(group=get_group("homes"), actor=ACTOR, limits=limits | {"download_bytes_per_s": 1 << 20})
+    apply_limits(group.pk)
+    shown = text_of(colleague.get(f"/devices/{device.pk}"))
+    assert (
+        "at most 512 MiB of memory; downloads at 1.0 MiB/s at most; downloads at 22:00-06:00 UTC; "
+        "a new set must reach 5.5 tokens/s"
+    ) in shown
+    assert "Got the limits of its groups" in shown
 
 
 def test_a_device_shows_what_each_business_got(colleague, fleet):
