@@ -16,12 +16,13 @@ from deploy.bench.plugins.load import KINDS, Ask, Run, Speed, answers_alone, mea
 from deploy.bench.plugins.models import Models, ensure_models
 from deploy.bench.plugins.processes import measure_memory, measure_prefix, measure_restarts
 from deploy.bench.plugins.switching import measure_switching
+from deploy.bench.plugins.updating import measure_updates
 from deploy.bench.surroundings import machine, say
 from engine.bench.arguments import count, one_of, positive
 from engine.convert.growth import SHAPES
 
 ROOT: Final = Path(__file__).resolve().parents[3]
-PARTS: Final = ("load", "switch", "memory", "prefix", "restart")
+PARTS: Final = ("load", "switch", "update", "memory", "prefix", "restart")
 CLASSES: Final = ("urgent", "interactive", "patient")
 _ADAPTERS_PER_TASK: Final = 3  # as many as businesses of a task, in turns over four tasks
 
@@ -46,6 +47,8 @@ def _measure(part: str, models: Models, options: argparse.Namespace) -> dict[str
         case "switch":
             chosen = Models(models.base, models.adapters[: options.switch_adapters])
             return measure_switching(chosen, options.switch_steps)
+        case "update":
+            return asyncio.run(measure_updates(models, options.updates))
         case "memory":
             return asyncio.run(measure_memory(models, options.memory_adapters))
         case "prefix":
@@ -141,6 +144,15 @@ def _print_switch(report: dict[str, Any]) -> None:
     )
 
 
+def _print_update(report: dict[str, Any]) -> None:
+    print(
+        f"\n{report['num_updates']} updates of {report['adapters_per_update']} adapters each hold steps up for "
+        f"{report['pause_p50_ms']:.1f} ms (at most {report['pause_max_ms']:.1f}); an answer under way has gaps of "
+        f"{report['gap_p50_ms']:.1f} ms (at most {report['gap_max_ms']:.0f}, without updates "
+        f"{report['gap_max_at_rest_ms']:.0f}); {report['num_broken']} answers broken"
+    )
+
+
 def _print_memory(report: dict[str, Any]) -> None:
     sizes = f"files {report['files_mib']:.0f} MiB, PSS {report['pss_mib']:.0f} MiB ({report['pss_to_files']:.3f}x)"
     print(
@@ -163,7 +175,7 @@ def _print_restart(report: dict[str, Any]) -> None:
 
 
 _PRINT: Final = dict(
-    zip(PARTS, (_print_load, _print_switch, _print_memory, _print_prefix, _print_restart), strict=True)
+    zip(PARTS, (_print_load, _print_switch, _print_update, _print_memory, _print_prefix, _print_restart), strict=True)
 )
 
 
@@ -180,6 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--compared", type=count, default=20, help="load: answers to compare with those on an idle device")
     add("--switch-adapters", type=count, default=64, help="switch: resident adapters")
     add("--switch-steps", type=count, default=640, help="switch: steps with and without a change, in turns")
+    add("--updates", type=count, default=20, help="update: times that adapters are exchanged under an answer")
     add("--memory-adapters", type=count, default=32, help="memory: adapters beside the base")
     add("--pairs", type=count, default=5, help="prefix: prompts that are sent cold and cached")
     add("--restarts", type=count, default=3, help="restart: times that the engine is killed, and made to hang")

@@ -80,7 +80,7 @@ async def device(
             ),
             Quarantine(state / "quarantine.json"),
         )
-        host.start(_desired(models, adapters))
+        host.start(desired_state(models, adapters, 1))
         telemetry = Telemetry(Spool(state / "spool", max_bytes=1 << 30), "bench")
         app = LocalApi(host, Recorder(telemetry), dict).app(hosts=None)
         async with (
@@ -109,9 +109,10 @@ def _link(source: str, target: str) -> None:
     Path(target).symlink_to(source)
 
 
-def _desired(models: Models, adapters: Mapping[str, Path]) -> DesiredState:
+def desired_state(models: Models, adapters: Mapping[str, Path], revision: int) -> DesiredState:
+    """The base and these adapters by name."""
     refs = tuple(ReleaseRef(name, "1.0.0", models.digest(path)) for name, path in adapters.items())
-    return DesiredState("bench", 1, ReleaseRef("base", "1.0.0", models.base_digest), refs)
+    return DesiredState("bench", revision, ReleaseRef("base", "1.0.0", models.base_digest), refs)
 
 
 class _Server(uvicorn.Server):
