@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import structlog
@@ -90,6 +90,7 @@ class Daemon:
             components.device.identity.poll_interval_s, longest_s=config.longest_poll_backoff_s
         )
         components.updater.on_change = self.note_change
+        components.updater.on_disk_problem = self.note_news
         components.host.on_damage = self.note_damage
         components.host.on_beat = self.note_beat
         components.host.refuses = components.revocation.problem_with
@@ -103,6 +104,8 @@ class Daemon:
         self._last_contact_s: float | None = None
         self.api: Address | None = None
         """Where the local API listens; None until it does."""
+        self._is_announced = False
+        """Whether `api.json` says where."""
         self._poll_due = asyncio.Event()
         self._report_due = asyncio.Event()
         self._status_due = asyncio.Event()
@@ -149,6 +152,10 @@ class Daemon:
             self.components.recorder.update_committed()
         if entry.state is State.FAILED:
             self._poll_due.set()  # the server may want something else by now
+        self.note_news()
+
+    def note_news(self) -> None:
+        """The fleet and people shall hear how things are now."""
         self._report_due.set()
         self._status_due.set()
 
@@ -164,8 +171,7 @@ class Daemon:
     def note_quarantine(self) -> None:
         """An adapter is not run any more: the fleet and people shall hear."""
         self.components.recorder.adapter_quarantined()
-        self._report_due.set()
-        self._status_due.set()
+        self.note_news()
 
     # Boot
 
@@ -191,8 +197,17 @@ class Daemon:
         api = LocalApi(host, self.components.recorder, self.status, local)
         app = api.app(hosts=listener.hosts, token=token)
         tasks.create_task(_serve_api(app, listener))
-        replace_file(self._state_dir.api, json.dumps(self.api.as_document()).encode())
         log.info("api.listening", address=str(self.api))
+        try:
+            self._announce()
+        except OSError as error:  # a read-only disk: it is tried again, beside the status
+            log.warning("api.not_announced", error=str(error))
+
+    def _announce(self) -> None:
+        """Say in the state directory where the local API listens."""
+        if self.api and not self._is_announced:
+            replace_file(self._state_dir.api, json.dumps(self.api.as_document()).encode())
+            self._is_announced = True
 
     async def _start_updater(self, tasks: asyncio.TaskGroup) -> None:
         tasks.create_task(self.components.updater.run())
@@ -240,8 +255,7 @@ class Daemon:
     def _note_distrust(self, problem: Problem | None) -> None:
         if (problem and problem.code) != (self._distrust and self._distrust.code):
             self._distrust = problem
-            self._report_due.set()
-            self._status_due.set()
+            self.note_news()
 
     async def _report(self) -> float:
         await self.components.client.report(self._make_report())
@@ -253,7 +267,8 @@ class Daemon:
         report = components.device.report(
             components.updater.entry, components.updater.progress, components.host, components.store.free_bytes()
         )
-        return replace(report, problem=report.problem or self._distrust or self._forbidden())
+        present = components.updater.disk_problem or report.problem or self._distrust or self._forbidden()
+        return replace(report, problem=present)
 
     async def _sample(self) -> float:
         self.components.recorder.look_at(self.components.host)
@@ -283,8 +298,7 @@ class Daemon:
         except UntrustedError as error:
             log.warning("trust.not_refreshed", code=error.code, error=str(error))
         if self._forbidden() != before:
-            self._report_due.set()
-            self._status_due.set()
+            self.note_news()
         return self._config.trust_interval_s or _POLLS_PER_LOOK * self._schedule.interval_s
 
     def _forbidden(self) -> Problem | None:
@@ -306,6 +320,7 @@ class Daemon:
         return _GARBAGE_INTERVAL_S
 
     async def _write_status(self) -> float:
+        self._announce()
         data = json.dumps(self.status(), ensure_ascii=False, indent=1).encode()
         replace_file(self._state_dir.status, data, is_durable=False)  # often, and worth nothing after a power loss
         return _STATUS_INTERVAL_S
@@ -313,7 +328,10 @@ class Daemon:
     def status(self) -> dict[str, Any]:
         """All that a person may want to know, as plain JSON."""
         components = self.components
-        return components.device.status(components.updater.entry, components.updater.progress, components.host) | {
+        found = components.device.status(components.updater.entry, components.updater.progress, components.host)
+        if disk := components.updater.disk_problem:
+            found["problem"] = asdict(disk)
+        return found | {
             "written_at_s": time.time(),
             "api": str(self.api or ""),
             "downloads_held_up_by": components.updater.held_up_by,

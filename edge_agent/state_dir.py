@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,7 +105,10 @@ class StateDir:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the directory; raises `AlreadyRunningError` if another process does. A kill lets go of it."""
+        """Hold the directory; raises `AlreadyRunningError` if another process does. A kill lets go of it.
+
+        Also holds one on a read-only disk, if an agent has run on it before; raises `UserError` else.
+        """
         descriptor = self._open_lock()
         try:
             if not _try_lock(descriptor):
@@ -113,8 +117,9 @@ class StateDir:
                     f"another agent (process {pid or 'unknown'}) runs on {self.root}: "
                     "stop it, or give this one a --state-dir of its own"
                 )
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            with suppress(OSError):  # a disk that is full or read-only: the number is for people alone
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
             yield
         finally:
             os.close(descriptor)
@@ -131,7 +136,16 @@ class StateDir:
 
     def _open_lock(self) -> int:
         # Python opens it as not inheritable: an engine process never keeps the lock alive.
-        return os.open(self.root / "agent.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        path = self.root / "agent.lock"
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            # A file that is open for reading can be locked just as well.
+            if error.errno == errno.EROFS and path.exists():
+                return os.open(path, os.O_RDONLY)
+            raise UserError(
+                f"{path} can't be opened ({error.strerror}): make its disk writable, or choose another --state-dir"
+            ) from error
 
 
 def _try_lock(descriptor: int) -> bool:

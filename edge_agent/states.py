@@ -131,6 +131,7 @@ class Happening:
     target: DesiredState | None = None
     problem: Problem | None = None
     retryable: bool = False
+    is_untried: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,7 @@ class Entry:
     served: the desired state that was reached last, which is what the device serves. target: the one being worked on.
     previous: what was served before, until the new one has settled.
     attempt counts tries of the target after transient failures, resumptions those after restarts in a risky state.
+    is_untried: it failed before anything of the target was tried, for want of metadata that can be trusted.
     """
 
     state: State = State.IDLE
@@ -150,6 +152,7 @@ class Entry:
     attempt: int = 0
     resumptions: int = 0
     previous: DesiredState | None = None
+    is_untried: bool = False
 
 
 def advance(entry: Entry, happening: Happening) -> Entry:
@@ -165,19 +168,22 @@ def advance(entry: Entry, happening: Happening) -> Entry:
         case Event.SUPERSEDED:
             entry = _taken_up(entry, happening.target) if state is State.FETCHING else replace(entry, problem=None)
         case Event.GAVE_UP if not is_done_again:
-            entry = replace(entry, problem=happening.problem, retryable=happening.retryable)
+            failed = replace(entry, problem=happening.problem, retryable=happening.retryable)
+            entry = replace(failed, is_untried=happening.is_untried)
         case Event.PROBED:
             reached = replace(entry, served=entry.target, previous=entry.served)
             entry = replace(reached, problem=None, attempt=0, resumptions=0)
         case Event.SETTLED:
             entry = replace(entry, previous=None, resumptions=0)
         case Event.RETRY:
-            entry = replace(entry, problem=None, attempt=entry.attempt + 1, resumptions=0)
+            attempt = entry.attempt if entry.is_untried else entry.attempt + 1
+            entry = replace(entry, problem=None, attempt=attempt, resumptions=0, is_untried=False)
     return entry
 
 
 def _taken_up(entry: Entry, target: DesiredState | None) -> Entry:
-    return replace(entry, target=target, problem=None, retryable=False, attempt=0, resumptions=0)
+    fresh = replace(entry, target=target, problem=None, retryable=False, is_untried=False)
+    return replace(fresh, attempt=0, resumptions=0)
 
 
 def resume(entry: Entry) -> Entry:
@@ -207,8 +213,12 @@ def deadline_exceeded(state: State, deadline_s: float) -> Problem:
 
 
 def may_retry(entry: Entry) -> bool:
-    """Whether a failed target shall be tried once more without the server asking for it."""
-    return entry.state is State.FAILED and entry.retryable and entry.attempt < MAX_ATTEMPTS
+    """Whether a failed target shall be tried once more without the server asking for it.
+
+    One that was not tried yet always: an outage or a lapse of the fleet's signing may be long, and is no fault of it.
+    """
+    is_allowed = entry.is_untried or entry.attempt < MAX_ATTEMPTS
+    return entry.state is State.FAILED and entry.retryable and is_allowed
 
 
 def diagram() -> str:

@@ -8,6 +8,7 @@ which operators see them. Knows nothing of what is done with a verdict.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any, Final, TypeVar
 
 from tuf.api import exceptions as tuf
 from tuf.api.metadata import Metadata
+from tuf.api.serialization import DeserializationError
 from tuf.ngclient.config import UpdaterConfig
 from tuf.ngclient.fetcher import FetcherInterface
 from tuf.ngclient.updater import Updater
@@ -134,7 +136,10 @@ class TrustedMetadata:
         return target
 
     async def expired_for_s(self) -> float:
-        """For how many seconds the newest timestamp that was verified has been expired; negative while it is not."""
+        """For how many seconds the newest timestamp that was verified has been expired; negative while it is not.
+
+        Infinite if it is damaged on the disk: nobody knows then.
+        """
         return await asyncio.to_thread(self._expired_for_s)
 
     def _refresh(self) -> None:
@@ -178,7 +183,10 @@ class TrustedMetadata:
 
     def _expired_for_s(self) -> float:
         with self._turn:
-            timestamp = Metadata[Any].from_file(str(self._metadata / "timestamp.json")).signed
+            try:
+                timestamp = Metadata[Any].from_file(str(self._metadata / "timestamp.json")).signed
+            except DeserializationError:
+                return math.inf
         expires: datetime = timestamp.expires
         return time.time() - expires.replace(tzinfo=UTC).timestamp()
 

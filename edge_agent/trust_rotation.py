@@ -34,9 +34,12 @@ async def rotate_key(state_dir: StateDir, device_id: str, connect: Callable[[Sig
 
 
 async def finish_rotation(state_dir: StateDir, device_id: str, connect: Callable[[Signer], FleetClient]) -> None:
-    """Go on where a rotation was interrupted, if one was; without a network the device serves, and this waits."""
+    """Go on where a rotation was interrupted, if one was.
+
+    Without a network, or a disk that can be written to, the device serves and this waits.
+    """
     if state_dir.next_key.exists():
         try:
             await rotate_key(state_dir, device_id, connect)
-        except TransientError as error:
-            log.warning("rotation.not_finished", code=error.code, error=str(error))
+        except (TransientError, OSError) as error:
+            log.warning("rotation.not_finished", error=str(error))

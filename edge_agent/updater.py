@@ -16,7 +16,7 @@ import structlog
 
 from edge_agent import checks
 from edge_agent.client import FleetClient
-from edge_agent.errors import AgentError, EngineGoneError, TransientError, problem_of
+from edge_agent.errors import AgentError, EngineGoneError, TransientError, UntrustedError, problem_of
 from edge_agent.fetcher import Fetcher
 from edge_agent.host import Host
 from edge_agent.journal import Journal
@@ -76,12 +76,17 @@ class Updater:
 
     def __init__(self, parts: Parts, settings: UpdaterSettings) -> None:
         self.on_change: Callable[[Entry], None] = lambda _: None
+        self.on_disk_problem: Callable[[], None] = lambda: None
+        self.disk_problem: Problem | None = None
+        """Why the journal can't be written just now: the update waits, what is served goes on."""
         self.progress: Progress | None = None
         self._parts = parts
         self._settings = settings
         self._entry = resume(parts.journal.read())
         self._wanted = self._entry.served if self._entry.state is State.IDLE else self._entry.target
         self._poked = asyncio.Event()
+        self._num_untrusted = 0
+        """Times in a row that the fleet's metadata did not come or did not verify."""
         self._index_sha256: dict[str, str] = {}
         self._effects: Mapping[State, Callable[[], Awaitable[Happening]]] = {
             State.IDLE: self._wait_for_work,
@@ -138,9 +143,16 @@ class Updater:
                 self._parts.journal.write(self._entry)
             except OSError as error:
                 log.warning("journal.not_written", error=str(error))
+                self._note_disk(problem_of(error))
                 await asyncio.sleep(self._settings.retry.delay_s(num_failures))
             else:
+                self._note_disk(None)
                 return
+
+    def _note_disk(self, problem: Problem | None) -> None:
+        if problem != self.disk_problem:
+            self.disk_problem = problem
+            self.on_disk_problem()
 
     def collect_garbage(self) -> None:
         """Remove bundles that nobody needs any more; only while no update is under way."""
@@ -180,7 +192,8 @@ class Updater:
                 return await effect()
         except (AgentError, BundleError) as error:
             is_passing = isinstance(error, TransientError) and not self._took_the_engine_down(error)
-            return Happening(Event.GAVE_UP, problem=problem_of(error), retryable=is_passing)
+            is_untried = isinstance(error, UntrustedError)
+            return Happening(Event.GAVE_UP, problem=problem_of(error), retryable=is_passing, is_untried=is_untried)
         except OSError as error:
             if deadline.expired():
                 problem, is_passing = deadline_exceeded(state, deadline_s), state not in RISKY
@@ -214,10 +227,12 @@ class Updater:
 
     async def _fetch_manifests(self) -> Happening:
         """Only of releases that are signed; manifests that are here already are not asked for again."""
+        self._num_untrusted += 1
         await self._parts.trusted.refresh()
         for ref in self._target.releases:
             signed = await self._parts.trusted.check_release(ref, self._target)
             self._index_sha256[ref.digest] = signed.index_sha256
+        self._num_untrusted = 0
         for ref in self._target.releases:
             if self._parts.store.manifest(ref.digest) is None:
                 await self._parts.fetcher.fetch_manifest(ref.digest)
@@ -299,8 +314,12 @@ class Updater:
         return Happening(Event.ROLLED_BACK if self._entry.problem else Event.CLEARED)
 
     async def _wait_for_change_of_mind(self) -> Happening:
-        """A failed revision stays failed until a newer one comes; what may have been bad luck is tried a few times."""
-        delay_s = self._settings.retry.delay_s(self._entry.attempt + 1) if may_retry(self._entry) else None
+        """A failed revision stays failed until a newer one comes.
+
+        What may have been bad luck is tried a few times; what was not even tried, for ever.
+        """
+        num_failures = max(1, self._num_untrusted) if self._entry.is_untried else self._entry.attempt + 1
+        delay_s = self._settings.retry.delay_s(num_failures) if may_retry(self._entry) else None
         deadline_s = None if delay_s is None else asyncio.get_running_loop().time() + delay_s
         while self._wanted is None or self._wanted == self._entry.target:
             if not await self._poke_or(deadline_s):

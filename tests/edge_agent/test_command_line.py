@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,6 +99,33 @@ def test_one_agent_to_a_state_directory(tmp_path: Path) -> None:
             StateDir(tmp_path).held().__enter__()
         assert caught.value.exit_code == 3
     assert not state_dir.is_held()
+
+
+@pytest.fixture
+def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file is opened to be written."""
+    real = os.open
+
+    def opened(path, flags, *rest):
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return real(path, flags, *rest)
+
+    monkeypatch.setattr(os, "open", opened)
+
+
+def test_one_agent_to_a_state_directory_on_a_read_only_disk(tmp_path: Path, read_only) -> None:
+    (tmp_path / "agent.lock").write_text("1\n")
+    with StateDir(tmp_path).held():
+        assert StateDir(tmp_path).is_held()
+        with pytest.raises(AlreadyRunningError):
+            StateDir(tmp_path).held().__enter__()
+    assert not StateDir(tmp_path).is_held()
+
+
+def test_a_read_only_disk_where_no_agent_ran_is_named(tmp_path: Path, read_only) -> None:
+    with pytest.raises(UserError, match="make its disk writable"):
+        StateDir(tmp_path).held().__enter__()
 
 
 def flat(text: str) -> str:

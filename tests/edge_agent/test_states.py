@@ -135,6 +135,15 @@ def test_retries_are_bounded_and_only_for_what_may_pass() -> None:
     assert (again.state, again.target, again.attempt) == (State.FETCHING, NEW, 2)
 
 
+@pytest.mark.parametrize("attempt", [1, MAX_ATTEMPTS])
+def test_what_was_not_even_tried_is_tried_for_ever(attempt: int) -> None:
+    lapse = Happening(Event.GAVE_UP, problem=PROBLEM, retryable=True, is_untried=True)
+    failed = advance(in_state(State.FETCHING, attempt=attempt), lapse)
+    assert may_retry(failed)
+    again = advance(failed, Happening(Event.RETRY))
+    assert (again.state, again.attempt, again.is_untried) == (State.FETCHING, attempt, False)
+
+
 @pytest.mark.parametrize("state", list(State))
 def test_a_restart_goes_on_where_the_table_says(state: State) -> None:
     entry = resume(in_state(state))

@@ -12,7 +12,9 @@ import pytest
 from edge_agent.client import FleetClient
 from edge_agent.enrolment import enrol, identity_of
 from edge_agent.errors import NotEnrolledError, RefusedError, UnreachableError
+from edge_agent.protocol import UpdateState
 from edge_agent.state_dir import StateDir
+from edge_agent.states import MAX_ATTEMPTS
 from edge_agent.trust import Signer, Unsigned, read_identity
 from edge_agent.trust_rotation import finish_rotation, rotate_key
 from tests.edge_agent.conftest import Catalogue
@@ -150,6 +152,38 @@ async def test_nothing_runs_when_metadata_has_outlived_the_policys_limit(
         assert await refusal(agent, "base") == "metadata_outlived"
         fleet.trust.timestamp.expires = in_days(1)
         fleet.trust.publish_timestamp()
+        await agent.until(lambda: agent.daemon.components.revocation.problem_with(()) is None)
+        assert await refusal(agent, "base") is None
+
+
+async def test_an_update_outlasts_a_lapse_of_the_fleets_signing(
+    fleet: FleetServer, catalogue: Catalogue, tmp_path: Path
+) -> None:
+    base = catalogue.base()
+    fleet.want(base)
+    async with running_agent(tmp_path / "state", fleet) as agent:
+        await agent.until_serving(1)
+        fleet.trust.let_expire()
+        second = fleet.want(base, catalogue.adapter("home", "home 1"))
+        await agent.until(lambda: agent.states.count(UpdateState.FAILED) > MAX_ATTEMPTS + 1)
+        assert agent.updater.entry.problem.code == "metadata_expired"
+        fleet.trust.renew()
+        await agent.until_serving(second)
+
+
+async def test_a_timestamp_that_is_damaged_on_the_disk_counts_as_outlived(
+    fleet: FleetServer, catalogue: Catalogue, tmp_path: Path
+) -> None:
+    fleet.want(catalogue.base())
+    fleet.trust.set_policy(policy_of(fleet.desired_signer, max_stale_s=86_400))
+    async with running_agent(tmp_path / "state", fleet, trust_interval_s=0.05) as agent:
+        await agent.until_serving(1)
+        await agent.until(lambda: agent.daemon.components.revocation._heard.max_stale_s == 86_400)
+        fleet.stop()
+        (agent.state_dir.metadata / "timestamp.json").write_bytes(b"")
+        await agent.until(lambda: agent.daemon.components.revocation.problem_with(()))
+        assert await refusal(agent, "base") == "metadata_outlived"
+        fleet.start()
         await agent.until(lambda: agent.daemon.components.revocation.problem_with(()) is None)
         assert await refusal(agent, "base") is None
 

@@ -133,6 +133,15 @@ class TufRepository:
         self.timestamp.snapshot_meta = self._store(f"{self.snapshot.version}.snapshot", "snapshot", self.snapshot)
         self.publish_timestamp()
 
+    def let_expire(self) -> None:
+        """From now on there is only metadata that has expired, until `renew`."""
+        self.timestamp.expires = in_days(-1)
+        self.publish_timestamp()
+
+    def renew(self) -> None:
+        self.timestamp.expires = in_days(1)
+        self.publish_timestamp()
+
     def publish_timestamp(self) -> None:
         self.timestamp.version += 1
         self._store("timestamp", "timestamp", self.timestamp)
