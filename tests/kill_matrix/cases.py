@@ -22,7 +22,18 @@ class Case:
         return f"{self.scenario}: {self.act} {self.side} {self.point}"
 
 
-_LASTING = ("fsync", "rename")
+_LASTING = ("fsync", "rename", "land")
+_AT_ANY_TIME = (
+    Act.DISK_FULL,
+    Act.READ_ONLY,
+    Act.READ_ONLY_AT_START,
+    Act.CLOCK_FORWARD,
+    Act.CLOCK_BACK,
+    Act.SERVER_GONE,
+    Act.METADATA_EXPIRED,
+    Act.METADATA_OUTLIVED,
+    Act.SECOND_AGENT,
+)
 Traces = Mapping[str, Sequence[Point]]
 
 
@@ -81,8 +92,7 @@ def _failed(traces: Traces) -> Iterator[Case]:
 
 def _in_each_state(traces: Traces) -> Iterator[Case]:
     """What may befall a device at any time."""
-    acts = (Act.DISK_FULL, Act.READ_ONLY, Act.CLOCK_FORWARD, Act.CLOCK_BACK, Act.SERVER_GONE, Act.SECOND_AGENT)
-    for act in acts:
+    for act in _AT_ANY_TIME:
         for point in traces["adapter"]:
             # By a clock that is years ahead a new desired state has expired before it is heard: no update begins.
             if _is_entry(point) and not (act is Act.CLOCK_FORWARD and point.state == "idle"):

@@ -28,6 +28,7 @@ from edge_agent import host, updater
 from edge_agent.engine_child import EngineChild
 from edge_agent.host import Host
 from edge_agent.journal import Journal
+from edge_agent.part_file import PartFile
 from tests.kill_matrix.power import Power
 
 _QUIET = re.compile(r"^\.?(status\.json|api\.json|run|spool|quarantine\.json|prompt-cache|agent\.lock)")
@@ -56,16 +57,23 @@ class Side(StrEnum):
 
 
 class Act(StrEnum):
-    """What happens at the point. A server that is gone and a second agent come while the agent is held there."""
+    """What happens at the point.
+
+    A server that is gone, metadata that expires and a second agent come while the agent is held there. A disk that is
+    read-only at the start is so for the agent that is started after a kill there.
+    """
 
     KILL = "kill"
     BOOT_LOOP = "boot loop"
     POWER_LOSS = "power loss"
     SERVER_GONE = "server gone"
+    METADATA_EXPIRED = "metadata expired"
+    METADATA_OUTLIVED = "metadata outlived"
     SECOND_AGENT = "second agent"
     FAIL = "error"
     DISK_FULL = "disk full"
     READ_ONLY = "read-only"
+    READ_ONLY_AT_START = "read-only at start"
     CLOCK_FORWARD = "clock +10 years"
     CLOCK_BACK = "clock -10 years"
 
@@ -84,6 +92,8 @@ class Fault:
     side: Side = Side.BEFORE
     is_short_of_memory: bool = False
     """There is no room for two engines at a time."""
+    is_read_only: bool = False
+    """The disk is read-only from the beginning."""
 
 
 class Injector:
@@ -94,7 +104,7 @@ class Injector:
         self.state = "idle"
         self._fault = fault
         self._counts: Counter[tuple[str, str, str]] = Counter()
-        self._disk_error: int | None = None
+        self._disk_error = errno.EROFS if fault.is_read_only else None
         self.power = Power(state_dir, fault.notes) if fault.act is Act.POWER_LOSS else None
         self._trace = (fault.notes / "trace").open("a", buffering=1) if fault.act is None else None
 
@@ -114,13 +124,13 @@ class Injector:
             return
         (fault.notes / "struck").touch()
         match fault.act:
-            case Act.KILL | Act.BOOT_LOOP:
+            case Act.KILL | Act.BOOT_LOOP | Act.READ_ONLY_AT_START:
                 os.kill(os.getpid(), signal.SIGKILL)
             case Act.POWER_LOSS:
                 assert self.power is not None
                 self.power.lose()
                 os.kill(os.getpid(), signal.SIGKILL)
-            case Act.SERVER_GONE | Act.SECOND_AGENT:
+            case Act.SERVER_GONE | Act.SECOND_AGENT | Act.METADATA_EXPIRED | Act.METADATA_OUTLIVED:
                 os.kill(os.getpid(), signal.SIGSTOP)
             case Act.FAIL:
                 raise OSError(errno.EIO, "Input/output error")
@@ -168,6 +178,7 @@ def install(state_dir: Path, fault: Fault) -> None:
     os.open = _around_open(injector, os.open, lambda flags: flags & (os.O_WRONLY | os.O_RDWR))
     io.open = _around_open(injector, io.open, lambda mode: set(mode) & set("wax+"))
     Journal.write = _around_journal(injector, Journal.write)
+    PartFile.land = _around_landing(injector, PartFile.land)
     for owner, name in (
         (Host, "stage"),
         (Host, "activate"),
@@ -227,6 +238,20 @@ def _around_journal(injector: Injector, real: Callable[..., None]) -> Callable[.
         injector.strike(point, Side.BEFORE)
         real(journal, entry)
         injector.strike(point, Side.AFTER)
+
+    return wrapped
+
+
+def _around_landing(injector: Injector, real: Callable[..., bool]) -> Callable[..., bool]:
+    """A chunk comes to its place in a file."""
+
+    def wrapped(part: PartFile, place: Any, stored: Any) -> bool:
+        point = injector.reached("land", str(injector.label(part.path)))
+        injector.strike(point, Side.BEFORE)
+        injector.check_disk()
+        landed = real(part, place, stored)
+        injector.strike(point, Side.AFTER)
+        return landed
 
     return wrapped
 

@@ -65,6 +65,10 @@ SCENARIOS = {
 }
 
 
+_BYTES_OF_NEW_ADAPTER = 5 << 19
+"""Three chunks: so something may happen between two of them."""
+
+
 class World:
     """Bundles, and a device that serves the old set, to be copied for each case."""
 
@@ -78,7 +82,8 @@ class World:
             if base is None:
                 make_base(path, tag)
             else:
-                make_adapter(path, directory / "published" / base, tag, golden=golden)
+                size_bytes = _BYTES_OF_NEW_ADAPTER if name == "home-2" else 500
+                make_adapter(path, directory / "published" / base, tag, golden=golden, size_bytes=size_bytes)
             self._releases[name] = self._catalogue.publish(model, "1.0.0", path)
         self._catalogue.stop()
         self._enrolled_at: dict[tuple[str, ...], FleetServer] = {}

@@ -38,7 +38,8 @@ from edge_agent.protocol import (
     SignedDesired,
     TelemetryBatch,
 )
-from engine.artifact import MANIFEST_NAME, AdapterManifest, read_manifest
+from engine.artifact import MANIFEST_NAME, AdapterManifest, parse_manifest, read_manifest
+from engine.chunk_index import ChunkIndex, parse_index
 from engine.strict_json import DecodeError, decode, encode
 from engine.trust_documents import Policy, ReleaseTarget
 from registry.chunking import index_bundle
@@ -180,6 +181,11 @@ class FleetServer:
         base = manifest.base.digest if isinstance(manifest, AdapterManifest) else None
         self.trust.vouch_for(ReleaseTarget(manifest.kind, name, version, digest, indexed.sha256, base))
         return ReleaseRef(name, version, digest, sum(entry.size_bytes for entry in manifest.files))
+
+    def index(self, release: ReleaseRef) -> ChunkIndex:
+        """A release's index, as it was published."""
+        manifest = parse_manifest(self._metadata[release.digest])
+        return parse_index(self._metadata[f"{release.digest}/index"], release.digest, manifest)
 
     def spoil_index(self, release: ReleaseRef, spoil: Callable[[dict[str, Any]], None]) -> None:
         """Change the document of a release's index."""
