@@ -66,10 +66,8 @@ def print_table(outcomes: Iterable[Outcome], console: Console) -> None:
     table = Table("case", "found in journal", "serves at once", "ends", "s", "verdict", box=None, pad_edge=False)
     for outcome in outcomes:
         verdict = f"[red]{outcome.wrong}[/red]" if outcome.wrong else "ok"
-        at_once = (outcome.served_at_once or "-").removesuffix(": hi")
-        table.add_row(
-            str(outcome.case), outcome.resumed_from, at_once, outcome.ended, f"{outcome.seconds:.1f}", verdict
-        )
+        at_once, seconds = outcome.served_at_once or "-", f"{outcome.seconds:.1f}"
+        table.add_row(str(outcome.case), outcome.resumed_from, at_once, outcome.ended, seconds, verdict)
     console.print(table)
 
 

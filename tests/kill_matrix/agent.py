@@ -49,6 +49,8 @@ _PATIENCE = {
     "sample_interval_s": 2.0,
 }
 """What a case does not wait for need not happen often."""
+MESSAGES = [{"role": "user", "content": "hi"}]
+MAX_TOKENS = 16
 _COMMAND = typer.main.get_command(app)
 _LOCK = threading.Lock()
 """`multiprocessing` looks at all children when one is started, and only the first to look gets an exit code."""
@@ -150,11 +152,11 @@ class ForkedAgent:
         self.wait(10)
 
     def ask(self, model: str) -> str | None:
-        """The answer to "hi", None if there is none now."""
+        """The greedy answer to `MESSAGES`, None if there is none now."""
         try:
             port = json.loads((self.state_dir / "run" / "api.json").read_bytes())["port"]
             with closing(HTTPConnection("127.0.0.1", port, timeout=15.0)) as connection:
-                body = json.dumps({"model": model, "messages": [{"role": "user", "content": "hi"}]})
+                body = json.dumps({"model": model, "messages": MESSAGES, "temperature": 0, "max_tokens": MAX_TOKENS})
                 connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
                 answer = connection.getresponse()
                 document = json.loads(answer.read())

@@ -46,6 +46,7 @@ def cases(traces: Traces) -> list[Case]:
         *_failed(steady),
         *_in_each_state(steady),
         *_again_and_again(steady),
+        *_with_real_engine(steady),
     ]
 
 
@@ -104,6 +105,16 @@ def _again_and_again(traces: Traces) -> Iterator[Case]:
     for point in traces["adapter"]:
         if point.operation in ("write", "stage", "probe", "activate") and State(point.state) in RISKY:
             yield Case("adapter", Act.BOOT_LOOP, point, Side.AFTER)
+
+
+def _with_real_engine(traces: Traces) -> Iterator[Case]:
+    """Kills in a switch, where the engine has a part: after each step, and before the trial."""
+    for scenario in ("real adapter", "real base"):
+        for point in traces[scenario]:
+            if _is_step(point) and State(point.state) in RISKY:
+                yield Case(scenario, Act.KILL, point, Side.AFTER)
+            if point.operation == "probe":
+                yield Case(scenario, Act.KILL, point)
 
 
 def _is_entry(point: Point) -> bool:

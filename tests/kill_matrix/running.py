@@ -77,7 +77,7 @@ def _come_back(stage: Stage) -> str | None:
     client = Client(stage.agent)
     if served:
         stage.until(lambda: any(client.answers), "an answer without a server")
-        served_at_once = next(filter(None, client.answers))
+        served_at_once = stage.set_of(next(filter(None, client.answers)))
     stage.fleet.start()
     stage.until(stage.is_settled, "the end of the update")
     stage.until(stage.has_reported, "a true report")
@@ -85,7 +85,7 @@ def _come_back(stage: Stage) -> str | None:
     stage.until(lambda: len(client.answers) > num_answers + 1, "an answer at the end")
     answers = client.close()
     check_answers(stage, from_first(answers))
-    if answers[-1] != (stage.scenario.old_answer if stage.problem else stage.scenario.new_answer):
+    if answers[-1] != (stage.old_answer if stage.problem else stage.new_answer):
         raise WrongError(f"in the end it answers {answers[-1]!r}")
     if code := stage.agent.stop():
         raise WrongError(f"exit code {code} after SIGTERM")

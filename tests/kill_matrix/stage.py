@@ -57,6 +57,8 @@ class Stage:
     fleet: FleetServer
     agent: ForkedAgent
     new: list[ReleaseRef]
+    old_answer: str | None
+    new_answer: str | None
     notes: Path
     verified: Spans = field(default_factory=dict)
     """What of the new set was on the disk and right after the fault."""
@@ -104,6 +106,11 @@ class Stage:
         target = entry.target.revision if entry.target else 0
         return target == self.fleet.desired.revision and (entry.state is UpdateState.IDLE or _has_failed(entry))
 
+    def set_of(self, answer: str) -> str:
+        """Which set gives this answer, by the name of its last bundle."""
+        named = {self.old_answer: self.scenario.old, self.new_answer: self.scenario.new}
+        return named[answer][-1] if answer in named else answer
+
     def reported_problem(self) -> str | None:
         """What the last report names as wrong."""
         problem = self.fleet.reports[-1].problem if self.fleet.reports else None
@@ -128,16 +135,17 @@ def set_up(world: World, scenario: Scenario, directory: Path, stack: ExitStack) 
     stack.callback(lambda: fleet.is_away or fleet.stop())
     world.device(scenario, fleet, directory / "state")
     world.want(fleet, scenario.old)
-    agent = ForkedAgent(directory / "state", fleet.url, {"ready_wait_s": 0.2} if scenario.is_in_sequence else {})
+    agent = ForkedAgent(directory / "state", fleet.url, scenario.settings)
     stack.callback(agent.kill)
-    return Stage(scenario, None, fleet, agent, world.refs(scenario.new), notes)
+    answers = world.answer(scenario.old), world.answer(scenario.new)
+    return Stage(scenario, None, fleet, agent, world.refs(scenario.new), *answers, notes)
 
 
 def check_answers(stage: Stage, answers: list[str | None]) -> None:
     """Raise if a request got another answer than one of the old set or the new one, or none without need."""
-    known = {stage.scenario.old_answer, stage.scenario.new_answer}
+    known = {stage.old_answer, stage.new_answer}
     if stage.scenario.problem:
-        known = {stage.scenario.old_answer}
+        known = {stage.old_answer}
     if strange := [a for a in answers if a is not None and a not in known]:
         raise WrongError(f"it answered {strange[0]!r}")
     if stage.scenario.is_in_sequence:
