@@ -14,7 +14,8 @@ from typing import Any
 import psutil
 
 from edge_agent.host import Host
-from edge_agent.protocol import DesiredState, DeviceReport, Hardware, Progress, ReleaseRef
+from edge_agent.protocol import DesiredState, DeviceReport, Hardware, Problem, Progress, ReleaseRef
+from edge_agent.quarantine import MOST_CRASHES
 from edge_agent.served import Model
 from edge_agent.states import Entry
 from edge_agent.trust import Identity
@@ -73,7 +74,7 @@ class Device:
             sent_at_s=time.time(),
             base=served.base if served else None,
             adapters=served.adapters if served else (),
-            problem=entry.problem or host.problem,
+            problem=_problem(entry, host),
             progress=progress,
             engine={key: str(value) for key, value in _engine(host).items() if not isinstance(value, dict)},
             free_disk_bytes=free_disk_bytes,
@@ -85,7 +86,7 @@ class Device:
 
     def status(self, entry: Entry, progress: Progress | None, host: Host) -> dict[str, Any]:
         """What the device has, for people."""
-        problem = entry.problem or host.problem
+        problem = _problem(entry, host)
         return {
             "agent": {"version": agent_version(), "pid": os.getpid(), "started_at_s": self._started_at_s},
             "device": asdict(self.identity),
@@ -120,6 +121,22 @@ def _engine(host: Host) -> Mapping[str, Any]:
 def _business(model: Model) -> dict[str, Any]:
     business = model.profile.business
     return {"model": model.name, **asdict(business)}
+
+
+def _problem(entry: Entry, host: Host) -> Problem | None:
+    """What is wrong by what the device knows of itself; the first that holds."""
+    return entry.problem or host.problem or _not_run(entry.served, host)
+
+
+def _not_run(served: DesiredState | None, host: Host) -> Problem | None:
+    names = [ref.name for ref in served.adapters if ref.digest in host.quarantine] if served else []
+    if not names:
+        return None
+    return Problem(
+        "adapter_quarantined",
+        f"{', '.join(names)} took the engine down {MOST_CRASHES} times and does not run any more: "
+        "look at the agent's log, then roll out another version.",
+    )
 
 
 def _quarantined(served: DesiredState | None, host: Host) -> tuple[str, ...]:

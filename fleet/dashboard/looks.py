@@ -23,6 +23,7 @@ LOOKS: dict[str, dict[str, Look]] = {
         "stale": Look("warn", "clock", "Stale"),
         "offline": Look("mute", "offline", "Offline"),
         "failed": Look("bad", "alert", "Failed"),
+        "alarm": Look("warn", "alert", "Alarm"),
         "revoked": Look("mute", "cross", "Revoked"),
     },
     "rollout": {

@@ -46,8 +46,8 @@ def reason_of(device: Device) -> str:
             return f"Shut out by an operator {ago_words(device.revoked_at)}."
         case DeviceStatus.OFFLINE | DeviceStatus.STALE:
             return _silence(device)
-        case DeviceStatus.FAILED:
-            return _failure(report)
+        case DeviceStatus.FAILED | DeviceStatus.ALARM:
+            return _problem(report)
         case DeviceStatus.UPDATING:
             return _update(device, report)
         case _ if not device.revision:
@@ -64,7 +64,7 @@ def _silence(device: Device) -> str:
     return f"Heard from {ago_words(device.last_seen_at)}. Check its power, its network, and that the agent runs."
 
 
-def _failure(report: dict[str, Any]) -> str:
+def _problem(report: dict[str, Any]) -> str:
     problem = report.get("problem") or {}
     return problem.get("detail") or problem.get("code") or "The update failed, and the device did not say why."
 
@@ -90,8 +90,15 @@ def step_reason(row: RolloutDevice) -> str:
     if row.state == Step.SKIPPED:
         return _SKIPPED.get(row.reason, "Was left out.")
     if row.state == Step.PENDING:
-        return "Waits for its next poll." if row.revision else "Was not handed the change yet."
+        return _pending(row)
     return _from_report(row) or _AT_STEP[Step(row.state)]
+
+
+def _pending(row: RolloutDevice) -> str:
+    """A device that raises an alarm may have polled, and not have believed what it was handed."""
+    if row.revision is None:
+        return "Was not handed the change yet."
+    return _problem(row.device.report or {}) if row.device.problem_code else "Waits for its next poll."
 
 
 def _from_report(row: RolloutDevice) -> str:
@@ -100,5 +107,5 @@ def _from_report(row: RolloutDevice) -> str:
     if row.revision is None or row.set_revision != row.revision or row.device.target_revision < row.revision:
         return ""
     if row.state == Step.FAILED and report.get("problem"):
-        return _failure(report)
+        return _problem(report)
     return capfirst(_step(row.device, report)) if row.state == Step.UPDATING else ""

@@ -33,8 +33,8 @@ _SENTENCES: dict[str, tuple[Look, str]] = {
     "update_rolling_back": (Look("warn", "arrows", "Rolling back"), "Goes back to revision {revision}"),
     "update_failed": (Look("bad", "alert", "Failed"), "Could not reach revision {target_revision}"),
 }
-
-
+_ALARM = (Look("warn", "alert", "Alarm"), "Serves revision {revision}, and reports a problem")
+_GOES_BACK = {"update_failed", "update_rolling_back"}
 _MACHINERY = {"device", "rollout", "groups"}
 
 
@@ -55,6 +55,8 @@ def line_of(event: DeviceEvent) -> Line:
     plain = event.kind.replace("_", " ").capitalize()
     look, sentence = _SENTENCES.get(event.kind, (Look("mute", "info", plain), plain))
     problem = event.detail.get("problem") or {}
+    if problem and event.kind not in _GOES_BACK:
+        look, sentence = _ALARM
     return Line(
         event=event,
         look=look,

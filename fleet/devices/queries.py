@@ -37,9 +37,14 @@ class DeviceStatus(StrEnum):
     REVOKED = "revoked"
     OFFLINE = "offline"
     FAILED = "failed"
+    ALARM = "alarm"
+    """It serves, and reports a problem: for instance that it does not believe the server."""
     UPDATING = "updating"
     STALE = "stale"
     ONLINE = "online"
+
+
+NEED_ATTENTION = (DeviceStatus.FAILED, DeviceStatus.ALARM, DeviceStatus.OFFLINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +127,8 @@ def fleet_counts() -> dict[str, int]:
 
 
 def needs_attention() -> QuerySet[Device]:
-    """Devices that failed or went silent, newest first."""
-    return devices().filter(status__in=[DeviceStatus.FAILED, DeviceStatus.OFFLINE])
+    """Devices that failed, raise an alarm or went silent, newest first."""
+    return devices().filter(status__in=NEED_ATTENTION)
 
 
 def version_distribution() -> list[dict[str, object]]:
@@ -167,10 +172,12 @@ def _with_status(found: QuerySet[Device]) -> QuerySet[Device]:
     offline = Q(last_seen_at=None) | Q(last_seen_at__lt=now - silence_until(_POLLS_UNTIL_OFFLINE))
     stale = Q(last_seen_at__lt=now - silence_until(_POLLS_UNTIL_STALE))
     failed = Q(update_state="failed", target_revision=F("desired__revision"))
+    alarm = ~Q(problem_code="") & ~Q(update_state__in=["failed", "rolling_back"])
     status = Case(
         When(state=DeviceState.REVOKED, then=Value(DeviceStatus.REVOKED.value)),
         When(offline, then=Value(DeviceStatus.OFFLINE.value)),
         When(failed, then=Value(DeviceStatus.FAILED.value)),
+        When(alarm, then=Value(DeviceStatus.ALARM.value)),
         When(~Q(revision=F("desired__revision")), then=Value(DeviceStatus.UPDATING.value)),
         When(stale, then=Value(DeviceStatus.STALE.value)),
         default=Value(DeviceStatus.ONLINE.value),

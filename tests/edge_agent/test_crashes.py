@@ -46,6 +46,7 @@ async def test_an_adapter_that_crashes_the_engine_three_times_is_not_run_any_mor
             submit(agent, "home", "hi")
         assert bad.digest not in agent.host.served.child.loaded
         await agent.until(lambda: fleet.reports[-1].quarantined == (bad.digest,))
+        assert fleet.reports[-1].problem.code == "adapter_quarantined"
         await agent.until(lambda: Metric.ADAPTERS_QUARANTINED in metrics_of(fleet))
     async with running_agent(tmp_path / "state", fleet) as agent:
         await agent.until_serving(1)
@@ -55,6 +56,7 @@ async def test_an_adapter_that_crashes_the_engine_three_times_is_not_run_any_mor
         await agent.until_serving(2)
         assert await agent.ask("home", "hi") == "home 2: hi"
         await agent.until(lambda: fleet.reports[-1].quarantined == ())
+        assert fleet.reports[-1].problem is None
 
 
 @pytest.mark.anyio

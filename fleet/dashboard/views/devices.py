@@ -21,7 +21,7 @@ from fleet.devices.errors import DeviceNotFoundError
 from fleet.devices.models import Device, InstalledRelease
 
 SECTION = "dashboard:devices"
-STATUSES = ("online", "updating", "stale", "offline", "failed", "revoked")
+STATUSES = ("online", "updating", "stale", "offline", "alarm", "failed", "revoked")
 FILTERS = ("status", "group", "tag", "search", "release")
 CSV_COLUMNS = (
     "id",
@@ -87,6 +87,7 @@ def device_detail(request: HttpRequest, device_id: str) -> HttpResponse:
         device=detail.device,
         report=detail.device.report or {},
         reason=reason_of(detail.device),
+        has_problem=detail.device.status in (queries.DeviceStatus.FAILED, queries.DeviceStatus.ALARM),
         comparison=_comparison(detail),
         businesses=business_rows(device_id, time_range),
         memory=_memory(detail.device),

@@ -14,7 +14,7 @@ from fleet.devices import queries as devices
 from fleet.rollouts import queries as rollouts
 from registry import queries as registry
 
-STATUSES = ("online", "updating", "stale", "offline", "failed")
+STATUSES = ("online", "updating", "stale", "offline", "alarm", "failed")
 NUM_ATTENTION = 6
 NUM_EVENTS = 8
 NUM_ROLLOUTS = 4
@@ -34,7 +34,7 @@ def overview(request: HttpRequest) -> HttpResponse:
         statuses=STATUSES,
         counts=counts,
         attention=[(device, reason_of(device)) for device in attention[:NUM_ATTENTION]],
-        num_attention=counts["failed"] + counts["offline"],
+        num_attention=sum(counts[status] for status in devices.NEED_ATTENTION),
         distribution=devices.version_distribution(),
         num_serving=counts["total"] - counts["revoked"],
         rollouts=[(row, rollouts.progress(row)) for row in rollouts.active_rollouts()[:NUM_ROLLOUTS]],

@@ -6,9 +6,9 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from edge_agent.protocol import UpdateState
+from edge_agent.protocol import Problem, UpdateState
 from fleet.devices.actions import apply_limits, update_group
-from fleet.devices.models import DeviceEvent
+from fleet.devices.models import Device, DeviceEvent
 from fleet.devices.queries import get_group
 from tests.fleet.dashboard.small_fleet import ACTOR, PROBLEM, enrol, publish, report, roll_out
 
@@ -57,6 +57,27 @@ def test_a_device_says_why_and_what_is_to_come(colleague, fleet):
     assert f"{PROBLEM.detail} The device keeps serving revision 1. Missing bytes 42991616" in text
     assert re.search(r"smart-home 1\.0\.0 \w{12} 1\.1\.0 \w{12} To come", text)
     assert re.search(r"car 1\.0\.0 (\w{12}) 1\.0\.0 \1 In place", text)
+
+
+def test_a_device_that_serves_and_does_not_believe_the_server_raises_an_alarm(colleague, fleet):
+    device = fleet.devices["car-07"]
+    problem = Problem("desired_rollback", "The server sent revision 1 after revision 7.", {"seen": "7"})
+    report(device, UpdateState.IDLE, arrived=True, problem=problem)
+    page = text_of(colleague.get(f"/devices/{device.pk}"))
+    assert "The device reports a problem: desired_rollback" in page
+    assert f"{problem.detail} The device keeps serving revision" in page
+    assert re.search(r"Serves revision 1, and reports a problem \S.{0,20} The server sent revision 1 after", page)
+    assert f"car-07 Alarm {problem.detail}" in text_of(colleague.get("/"))
+    assert "car-07" in text_of(colleague.get("/devices?status=alarm"))
+    report(device, UpdateState.IDLE, arrived=True)
+    assert "reports a problem:" not in text_of(colleague.get(f"/devices/{device.pk}"))
+
+
+def test_a_rollout_says_that_a_device_does_not_believe_what_it_was_handed(colleague, fleet):
+    waiting = fleet.running.rows.filter(state="pending").exclude(revision=None).first()
+    problem = {"code": "desired_not_signed", "detail": "The desired state is refused."}
+    Device.objects.filter(pk=waiting.device_id).update(problem_code=problem["code"], report={"problem": problem})
+    assert f"Pending {problem['detail']}" in text_of(colleague.get(f"/rollouts/{fleet.running.pk}"))
 
 
 def test_a_device_shows_the_limits_of_its_groups(colleague, fleet):
