@@ -1,8 +1,9 @@
 """The wire between a device and the fleet: enrolment, desired state, report, telemetry, and how requests are signed.
 
 Both sides read and write these records with `engine.strict_json`, so an unknown field or a wrong type is refused by
-name. A device in the field cannot be changed at will: fields are only ever added, with a default, under the same
-PROTOCOL number. Standard library only (and the two doors of `engine`).
+name. A device in the field cannot be changed at will: fields are only ever added, with an empty default, under the same
+PROTOCOL number, and what the fleet sends leaves out those that are empty: an older agent refuses a field only where it is
+used. Servers are updated before agents. Standard library only (and the two doors of `engine`).
 
     POST /device/v1/enrol                      EnrolRequest   -> EnrolResponse         (one-time token)
     POST /device/v1/key                        KeyRotation    -> 204                   (signed by the old key)

@@ -31,9 +31,14 @@ def canonical_json(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def encode(record: object) -> bytes:
-    """Canonical JSON of a dataclass instance."""
-    return canonical_json(asdict(record))  # type: ignore[call-overload]
+def encode(record: object, *, omits_empty: bool = False) -> bytes:
+    """Canonical JSON of a dataclass instance.
+
+    `omits_empty`: without the fields that are at their default where that is None or empty. A reader of an older version,
+    which refuses fields that it does not know, can then read whatever makes no use of them.
+    """
+    document = asdict(record)  # type: ignore[call-overload]
+    return canonical_json(_without_empty(record, document) if omits_empty else document)
 
 
 def decode(cls: type[T], data: bytes) -> T:
@@ -48,6 +53,23 @@ def decode(cls: type[T], data: bytes) -> T:
 def from_document(cls: type[T], document: object) -> T:
     """A dataclass instance from parsed JSON; raises `DecodeError`."""
     return typing.cast(T, _convert(cls, document, ""))
+
+
+def _without_empty(record: Any, document: Any) -> Any:
+    """The document of a record, pruned all the way down."""
+    if isinstance(record, tuple):
+        return [_without_empty(item, part) for item, part in zip(record, document, strict=True)]
+    if not is_dataclass(record):
+        return document
+    return {
+        spec.name: _without_empty(getattr(record, spec.name), document[spec.name])
+        for spec in fields(record)
+        if not (_is_empty(spec.default) and _is_empty(getattr(record, spec.name)))
+    }
+
+
+def _is_empty(value: object) -> bool:
+    return value is None or value in ("", ())
 
 
 def _refuse_constant(name: str) -> None:

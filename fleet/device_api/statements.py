@@ -35,7 +35,8 @@ class Statement:
     def body(self) -> bytes:
         """The signed document."""
         desired = decode(protocol.DesiredState, bytes(self.record.document))
-        text = encode(protocol.DesiredStatement(desired, self.issued_at_s, self.expires_at_s)).decode()
+        statement = protocol.DesiredStatement(desired, self.issued_at_s, self.expires_at_s)
+        text = encode(statement, omits_empty=True).decode()
         signature = bytes.fromhex(self.signer.sign(protocol.desired_signing_input(text)).signature)
         keyid = self.signer.public_key.keyid
         return encode(protocol.SignedDesired(text, keyid, base64.b64encode(signature).decode()))

@@ -83,7 +83,7 @@ def enrol(request: HttpRequest) -> HttpResponseBase:
     root = _wanted_root(introduction.root_sha256)
     device = devices.enrol(request=introduction, public_key=public_key)
     answer = protocol.EnrolResponse(device.pk, settings.SOCLE_POLL_INTERVAL_S, root)
-    return HttpResponse(encode(answer), status=201, content_type="application/json")
+    return HttpResponse(encode(answer, omits_empty=True), status=201, content_type="application/json")
 
 
 @device_view("POST")

@@ -56,7 +56,7 @@ def init(*, root: OfflineKeys, targets: OfflineKeys) -> None:
     repository.stage(ROOT, first, root.signers)
     top = Targets()
     policy = Policy(desired_keys={online["desired"].public_key.keyid: raw_public_key(online["desired"])})
-    repository.add_target(top, POLICY_PATH, encode(policy))
+    repository.add_target(top, POLICY_PATH, encode(policy, omits_empty=True))
     repository.stage(TARGETS, top, targets.signers)
     repository.settle()
 
@@ -158,7 +158,7 @@ def sign_releases(*, publisher: str, releases: Sequence[Release], key: CryptoSig
         if (whose := publisher_of(path, delegations)) != publisher:
             hint = f"They are {whose}'s to sign." if whose else ""
             raise CeremonyRefusedError(f"{publisher} may not sign releases of {release.name}", hint=hint)
-        repository.add_target(signed, path, encode(target_of(release)))
+        repository.add_target(signed, path, encode(target_of(release), omits_empty=True))
     repository.stage(publisher, signed, [key])
     if publisher not in repository.settle():
         raise CeremonyRefusedError(f"the key is none of {publisher}'s", hint="Name the publisher's own key.")
@@ -198,7 +198,8 @@ def desired_signer() -> CryptoSigner:
 
 def _change_policy(keys: Iterable[CryptoSigner], **changes: object) -> None:
     top = repository.latest(TARGETS)
-    repository.add_target(top, POLICY_PATH, encode(replace(read_policy(), **changes)))  # type: ignore[arg-type]
+    policy = replace(read_policy(), **changes)  # type: ignore[arg-type]
+    repository.add_target(top, POLICY_PATH, encode(policy, omits_empty=True))
     repository.stage(TARGETS, top, keys)
     repository.settle()
 

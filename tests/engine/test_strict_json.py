@@ -64,6 +64,25 @@ def test_decode_undoes_encode(record) -> None:
 
 
 @given(OUTERS)
+def test_what_is_empty_can_be_left_out(record) -> None:
+    assert decode(Outer, encode(record, omits_empty=True)) == record
+
+
+def test_a_reader_that_does_not_know_an_empty_field_can_read_the_rest() -> None:
+    full = Outer("", Inner(0, 0.0), items=(Inner(1),), table={"": 0})
+    assert json.loads(encode(full, omits_empty=True)) == {
+        "name": "",
+        "inner": {"size": 0, "ratio": 0.0},
+        "items": [{"size": 1, "ratio": 1.0}],
+        "table": {"": 0},
+        "anything": {},
+        "kind": "a",
+        "colour": "red",
+        "flag": False,
+    }
+
+
+@given(OUTERS)
 def test_one_value_has_one_encoding(record) -> None:
     document = json.loads(encode(record))
     shuffled = json.dumps(dict(reversed(document.items())), indent=3).encode()

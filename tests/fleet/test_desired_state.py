@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -146,3 +147,10 @@ def test_metadata_and_targets_are_served_to_devices_alone(enrolled: Any) -> None
     for path in ("metadata/2.root.json", "metadata/x.json", "targets/policy.json", f"targets/{'0' * 64}.policy.json"):
         response = device.call("GET", f"trust/{path}")
         assert (response.status_code, response.json()["code"]) == (404, "no_such_metadata")
+
+
+def test_an_agent_of_before_a_field_can_read_what_does_not_use_it(enrolled: Any) -> None:
+    signed = decode(protocol.SignedDesired, enrolled().call("GET", "desired").content)
+    desired = json.loads(signed.statement)["desired"]
+    assert desired["limits"] == {}
+    assert set(desired) == {"device_id", "revision", "limits", "poll_interval_s", "protocol"}
