@@ -2,8 +2,8 @@
 
 Both sides read and write these records with `engine.strict_json`, so an unknown field or a wrong type is refused by
 name. A device in the field cannot be changed at will: fields are only ever added, with an empty default, under the same
-PROTOCOL number, and what the fleet sends leaves out those that are empty: an older agent refuses a field only where it is
-used. Servers are updated before agents. Standard library only (and the two doors of `engine`).
+PROTOCOL number, and what the fleet sends leaves out those that are empty: an older agent refuses a field only where it
+is used. Servers are updated before agents. Standard library only (and the two doors of `engine`).
 
     POST /device/v1/enrol                      EnrolRequest   -> EnrolResponse         (one-time token)
     POST /device/v1/key                        KeyRotation    -> 204                   (signed by the old key)

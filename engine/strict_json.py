@@ -34,8 +34,8 @@ def canonical_json(value: object) -> bytes:
 def encode(record: object, *, omits_empty: bool = False) -> bytes:
     """Canonical JSON of a dataclass instance.
 
-    `omits_empty`: without the fields that are at their default where that is None or empty. A reader of an older version,
-    which refuses fields that it does not know, can then read whatever makes no use of them.
+    `omits_empty`: without the fields that are at their default where that is None or empty. A reader of an older
+    version, which refuses fields that it does not know, can then read whatever makes no use of them.
     """
     document = asdict(record)  # type: ignore[call-overload]
     return canonical_json(_without_empty(record, document) if omits_empty else document)
