@@ -192,6 +192,23 @@ async def test_a_hang_is_noticed_and_ended(fleet, catalogue, tmp_path: Path) -> 
         assert not psutil.pid_exists(pid)
 
 
+async def test_a_hang_costs_others_a_clean_error_and_nobody_who_comes_after(fleet, catalogue, tmp_path) -> None:
+    fleet.want(catalogue.base())
+    settings = {"engine_hang_timeout_s": 2.0, "ready_wait_s": 20.0, "engine": {"step_s": 0.01}}
+    async with running_agent(tmp_path / "state", fleet, **settings) as agent:
+        await agent.until_serving(1)
+        child = agent.host.served.child
+        beside = submit(agent, "base", "endless")
+        await anext(beside)
+        hanging = asyncio.create_task(text_of(submit(agent, "base", "hang")))
+        for asked in (text_of(beside), hanging):
+            with pytest.raises(EngineGoneError, match="send the request again"):
+                await asked
+        assert not child.is_alive
+        assert await agent.ask("base", "hi") == "base: hi"
+        assert agent.host.num_restarts >= 1
+
+
 async def test_long_work_is_no_hang(fleet, catalogue, tmp_path: Path) -> None:
     fleet.want(catalogue.base())
     async with running_agent(tmp_path / "state", fleet, engine_hang_timeout_s=0.3, engine={"step_s": 0.05}) as agent:
