@@ -58,12 +58,12 @@ def _comes_always(point: Point) -> bool:
 def _killed(traces: Traces) -> Iterator[Case]:
     """Around every point of an adapter's update; in the other scenarios where the state changes, and in a switch.
 
-    Within a write of the journal, after an operation is before the next.
+    Within a write of a file that is replaced, after an operation is before the next.
     """
     for point in traces["adapter"]:
         if point.operation != "unlink":
             yield Case("adapter", Act.KILL, point)
-        if _is_entry(point) or _is_step(point) or (point.operation in _LASTING and not _is_journals(point)):
+        if _is_entry(point) or _is_step(point) or (_is_last(point) and not _is_journals(point)):
             yield Case("adapter", Act.KILL, point, Side.AFTER)
     for scenario in ("base", "sequence", "first", "refused"):
         for point in traces[scenario]:
@@ -125,9 +125,10 @@ def _is_step(point: Point) -> bool:
     return point.object[0].isupper() or point.operation == "probe"
 
 
+def _is_last(point: Point) -> bool:
+    """Whether a directory was synchronised, which is the end of replacing a file in it, or a chunk has landed."""
+    return point.operation == "land" or (point.operation == "fsync" and not point.object.endswith((".tmp", ".part")))
+
+
 def _is_journals(point: Point) -> bool:
     return "journal" in point.object or point.object == "."
-
-
-def _is_on_disk(point: Point) -> bool:
-    return not _is_entry(point) and not _is_step(point)
