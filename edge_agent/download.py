@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from concurrent.futures import Future
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -13,7 +14,7 @@ from edge_agent.file_client import FileClient, FileStream
 from edge_agent.gate import Gate
 from edge_agent.landing import Landing
 from edge_agent.patience import Floor, Pace
-from engine.chunk_index import IndexedFile
+from engine.chunk_index import IndexedFile, PlacedChunk
 
 _LET_GO_S: Final = 1.0
 """A thread that waits for a connection can't be woken: it is left alone and touches nothing any more."""
@@ -49,15 +50,26 @@ class Download:
             self._stream.interrupt()
 
     def work(self) -> None:
-        """As `run`, blocking."""
-        start, stop = self.landing.start, self.landing.stop
-        size_bytes = self.file.object_bytes
+        """As `run`, blocking. While one chunk is verified and written the next one comes in, so two are in memory."""
+        landed: Future[None] = Future()
+        landed.set_result(None)
+        with ThreadPoolExecutor(1, "landing") as worker:
+            try:
+                for place, pieces in self._chunks():
+                    landed.result()
+                    landed = worker.submit(self.landing.land, place, pieces)
+            finally:
+                landed.result()
+
+    def _chunks(self) -> Iterator[tuple[PlacedChunk, list[memoryview]]]:
+        """As they come in, until the last one or the gate shuts."""
+        start, stop, size_bytes = self.landing.start, self.landing.stop, self.file.object_bytes
         with self.files.open(self.file.object_sha256, start=start, stop=stop, size_bytes=size_bytes) as stream:
             self._stream = stream
             num_unwanted = start - stream.start  # of a server that sends the whole object all the same
             while self.landing.start < stop and not self._must_end:
                 data = self._read(stream)
-                self.landing.take(memoryview(data)[num_unwanted:])
+                yield from self.landing.cut(memoryview(data)[num_unwanted:])
                 num_unwanted = max(0, num_unwanted - len(data))
 
     @property

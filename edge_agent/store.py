@@ -15,12 +15,13 @@ import hashlib
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import structlog
 
-from edge_agent.journal import replace_file, sync_directory
+from edge_agent.journal import replace_file, sync_directory, sync_file
 from edge_agent.part_file import PartFile, Source, Write
 from engine.artifact import (
     MANIFEST_NAME,
@@ -124,8 +125,7 @@ class Store:
         return PartFile(self.incoming(digest, file.path), file, self._write)
 
     def finish_file(self, part: PartFile) -> None:
-        """Give a file that has come in, and whose chunks are right, its name."""
-        part.sync()
+        """Give a file that has come in, and whose chunks are right, its name. `complete` brings it to the disk."""
         part.path.rename(part.path.with_suffix(""))
 
     def reuse_file(self, digest: str, entry: FileEntry) -> bool:
@@ -159,16 +159,23 @@ class Store:
                     yield directory / entry.path
 
     def complete(self, digest: str) -> None:
-        """Read every file again, then move the directory in place; raises `BundleError` naming what is wrong.
+        """Verify every file, bring all to the disk, and move the directory in place.
 
-        What is wrong is a part again, and will be mended chunk by chunk when it is fetched.
+        Raises `BundleError` naming what is wrong: that is a part again, and will be mended chunk by chunk when it is
+        fetched. The disk writes while the processor hashes.
         """
         if self.holds(digest):
             return
         directory = self._partial / digest
         manifest, _ = read_manifest(directory)
-        if wrong := _demote_wrong_files(directory, manifest):
+        with ThreadPoolExecutor(1, "sync") as worker:
+            synced = [worker.submit(sync_file, directory / entry.path) for entry in manifest.files]
+            wrong = _wrong_files(directory, manifest)
+        if wrong:
+            _demote(directory, wrong)
             raise BundleError(f"{wrong[0]} does not have the size and SHA-256 that the manifest lists")
+        for file in synced:
+            file.result()
         sync_directory(directory)
         directory.rename(self._bundles / digest)
         sync_directory(self._bundles)
@@ -194,7 +201,7 @@ class Store:
             _remove_bundle(self._bundles / digest)
             return
         (self._bundles / digest).rename(self._partial / digest)
-        _demote_wrong_files(self._partial / digest, manifest)
+        _demote(self._partial / digest, _wrong_files(self._partial / digest, manifest))
 
     def collect(self, keep: Collection[str], spare_bytes: int = 0) -> int:
         """Remove bundles that are not to be kept; returns how many went.
@@ -256,16 +263,14 @@ def _is_right(path: Path, entry: FileEntry) -> bool:
     return False
 
 
-def _demote_wrong_files(directory: Path, manifest: Manifest) -> list[str]:
-    """Make parts of files that are wrong; returns their names. One that other bundles share is left to them."""
-    wrong = _wrong_files(directory, manifest)
-    for name in wrong:
+def _demote(directory: Path, names: Iterable[str]) -> None:
+    """Make parts of files. One that other bundles share is left to them."""
+    for name in names:
         with contextlib.suppress(FileNotFoundError):
             if (directory / name).stat().st_nlink > 1:
                 (directory / name).unlink()
             else:
                 (directory / name).rename(directory / f"{name}.part")
-    return wrong
 
 
 def _size_bytes(directory: Path) -> int:
