@@ -138,7 +138,7 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
     DATABASES["default"]["OPTIONS"] = _SQLITE_OPTIONS
     # A file in tests too: threads of a test then meet the real locks.
     DATABASES["default"]["TEST"] = {"NAME": str(DATA_DIR / "test.sqlite3")}
-elif DATABASES["default"]["ENGINE"] == DJANGO_POSTGRES:
+elif DATABASES["default"]["ENGINE"] == DJANGO_POSTGRES and not TESTING:  # tests kill threads in transactions
     DATABASES["default"]["OPTIONS"] = {"pool": {"min_size": 1, "max_size": 16, "timeout": 20}}
 
 # Nonces of signed reads live here: with several web processes name a shared one (redis://...).

@@ -97,7 +97,7 @@ def publish(*, claim: Claim, bundle: Path, indexed: IndexedBundle | None = None)
     manifest, digest = read_manifest(bundle)
     store = blob_store()
     with store.locked(), transaction.atomic():
-        publication = _held(claim).select_for_update().select_related("base").first()
+        publication = _held(claim).select_for_update(of=("self",)).select_related("base").first()
         if publication is None:
             raise SupersededError(f"attempt {claim.attempt} at {claim.publication_id} is over")
         for entry in manifest.files:
