@@ -65,8 +65,10 @@ def _silence(device: Device) -> str:
 
 
 def _problem(report: dict[str, Any]) -> str:
+    """The device's own words as a sentence."""
     problem = report.get("problem") or {}
-    return problem.get("detail") or problem.get("code") or "The update failed, and the device did not say why."
+    words = problem.get("detail") or problem.get("code") or "The update failed, and the device did not say why"
+    return capfirst(words.rstrip(".")) + "."
 
 
 def _update(device: Device, report: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -20,10 +21,15 @@ from tests.kill_matrix.scenarios import SCENARIOS, World
 
 
 def main() -> int:
-    arguments = _arguments()
-    started_s = time.monotonic()
     directory = Path(tempfile.mkdtemp(prefix="kill-matrix-"))
-    world = World(directory)
+    exit_code = _run(World(directory), _arguments())
+    if exit_code == 0:  # else the logs are worth a look
+        shutil.rmtree(directory, ignore_errors=True)
+    return exit_code
+
+
+def _run(world: World, arguments: argparse.Namespace) -> int:
+    started_s = time.monotonic()
     with ThreadPoolExecutor(arguments.jobs) as pool:
         traces = pool.map(lambda scenario: trace(world, scenario), SCENARIOS.values())
         table = cases(dict(zip(SCENARIOS, traces, strict=True)))

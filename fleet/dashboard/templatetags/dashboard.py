@@ -7,7 +7,7 @@ from typing import Any
 from django import template
 from django.templatetags.static import static
 from django.utils import timezone
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from fleet.dashboard.looks import LOOKS, look_of
@@ -42,6 +42,13 @@ def badge(family: str, state: str) -> SafeString:
 def look(family: str, state: str) -> Any:
     """The parts of a state's look, for templates that arrange them otherwise."""
     return look_of(family, state)
+
+
+@register.filter
+def commands(text: str) -> SafeString:
+    """Words as they are, with what stands between backticks set as code."""
+    parts = [format_html("<code>{}</code>" if place % 2 else "{}", part) for place, part in enumerate(text.split("`"))]
+    return format_html_join("", "{}", ((part,) for part in parts))
 
 
 @register.filter
