@@ -127,11 +127,14 @@ class EngineLoop:
             self._next_memory_s = now_s + _HEARTBEATS_PER_MEMORY * self._heartbeat_interval_s
 
     def _obey_waiting(self, commands: queue.SimpleQueue[Command]) -> None:
-        """All commands that are there; if there is nothing else to do, wait for one until the next heartbeat."""
+        """All commands that are there; if there is nothing else to do, wait for one until the next heartbeat.
+
+        Between two that change adapters there is a step, so that an update of many holds answers up for one at a time.
+        """
         try:
             if not self._engine.has_work:
                 self._obey(commands.get(timeout=max(0.0, self._next_heartbeat_s - time.monotonic())))
-            while True:
+            while not (self._pause_s and self._engine.has_work):
                 self._obey(commands.get_nowait())
         except queue.Empty:
             return
