@@ -25,7 +25,7 @@ from edge_agent.config import AgentConfig
 from edge_agent.device import Device
 from edge_agent.engine_child import EngineChild
 from edge_agent.engine_wire import Heartbeat
-from edge_agent.errors import AgentError, FinalError, TransientError, UntrustedError
+from edge_agent.errors import AgentError, DiskError, FinalError, TransientError, UntrustedError
 from edge_agent.host import Host
 from edge_agent.journal import replace_file
 from edge_agent.local_adapters import LocalAdapters
@@ -100,7 +100,7 @@ class Daemon:
         self._etag: str | None = None
         self._server_problem: str | None = None
         self._distrust: Problem | None = None
-        """Why what the server says is not believed; the fleet's people shall hear."""
+        """Why what the server says is not believed, or can't be remembered; the fleet's people shall hear."""
         self._last_contact_s: float | None = None
         self.api: Address | None = None
         """Where the local API listens; None until it does."""
@@ -231,7 +231,8 @@ class Daemon:
             interval_s = await self._hear_desired()
         except AgentError as error:
             self._server_problem = f"{error.code}: {error}"
-            self._note_distrust(error.as_problem() if isinstance(error, UntrustedError) else self._distrust)
+            is_worth_telling = isinstance(error, UntrustedError | DiskError)
+            self._note_distrust(error.as_problem() if is_worth_telling else self._distrust)
             log.warning("poll.failed", code=error.code, error=str(error))
             return self._schedule.failed(error)
         if self._server_problem:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import Final
 
@@ -13,6 +14,8 @@ from engine.errors import BundleError
 
 CLIENTS_FAULTS: Final = frozenset({"invalid_input", "unsupported_input", "context_length_exceeded"})
 """Codes by which the engine says that a request is wrong in itself."""
+
+_DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class AgentError(Exception):
@@ -108,7 +111,13 @@ class QuarantinedError(TransientError):
     code = "adapter_quarantined"
 
 
-class DiskFullError(TransientError):
+class DiskError(TransientError):
+    """The disk did not do what it should; it may be writable again later."""
+
+    code = "disk_error"
+
+
+class DiskFullError(DiskError):
     """The disk took no more bytes; there may be room later."""
 
     code = "disk_full"
@@ -160,10 +169,17 @@ class EngineRefusedError(FinalError):
     code = "engine_refused"
 
 
+def disk_error(error: OSError) -> DiskError:
+    """What the disk has refused, in words that say what to do."""
+    if error.errno in _DISK_FULL:
+        return DiskFullError(f"the disk is full ({error.strerror}): free some space; what has come is kept")
+    return DiskError(f"{error}: look at the device's disk")
+
+
 def problem_of(error: AgentError | BundleError | OSError) -> Problem:
     """What the report to the fleet says of an error."""
     if isinstance(error, AgentError):
         return error.as_problem()
     if isinstance(error, BundleError):
         return Problem(error.code, str(error))
-    return Problem("disk_error", f"{error}: look at the device's disk and its free space")
+    return disk_error(error).as_problem()

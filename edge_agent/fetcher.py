@@ -7,7 +7,6 @@ Knows the order of things and when to try again. Where files lie is `store`'s ma
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ import structlog
 
 from edge_agent.client import FleetClient
 from edge_agent.download import Download
-from edge_agent.errors import DamagedError, DiskFullError, TransientError
+from edge_agent.errors import DamagedError, TransientError, disk_error
 from edge_agent.file_client import FileClient
 from edge_agent.gate import Gate
 from edge_agent.landing import Landing, OnBytes, runs
@@ -31,8 +30,6 @@ from engine.errors import BundleError
 log = structlog.get_logger()
 
 T = TypeVar("T")
-
-_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class Fetcher:
@@ -89,7 +86,7 @@ class Fetcher:
             for file in files:
                 await self._file(digest, file, transfer)
         except OSError as error:
-            raise _disk_error(error) from error
+            raise disk_error(error) from error
 
     async def _persistently(self, get: Callable[[], Awaitable[bytes]], keep: Callable[[bytes], T]) -> T:
         """Get something small and keep it; tried again while the budget lasts, and once more if it is wrong."""
@@ -169,9 +166,3 @@ def _damaged(file: IndexedFile, place: PlacedChunk, num_times: int) -> DamagedEr
         "SHA-256 than the index lists: look at the server's storage and at proxies in between, or publish again",
         evidence={"path": file.path, "offset": str(place.offset), "expected": place.chunk.sha256},
     )
-
-
-def _disk_error(error: OSError) -> TransientError:
-    if error.errno in _DISK_FULL:
-        return DiskFullError(f"the disk is full ({error.strerror}): free some space; what has come is kept")
-    return TransientError(f"{error}: look at the device's disk", code="disk_error")

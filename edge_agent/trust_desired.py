@@ -17,7 +17,7 @@ import structlog
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from edge_agent.errors import UntrustedError
+from edge_agent.errors import UntrustedError, disk_error
 from edge_agent.journal import replace_file
 from edge_agent.protocol import DesiredState, DesiredStatement, SignedDesired, desired_signing_input
 from edge_agent.trust_metadata import TrustedMetadata
@@ -46,7 +46,7 @@ class DesiredVerifier:
         self._expires_at_s: int | None = None
 
     async def open(self, signed: SignedDesired) -> DesiredState:
-        """What the fleet wants of this device; raises `UntrustedError`, and `OSError` if it can't be remembered."""
+        """What the fleet wants of this device; raises `UntrustedError`, and `DiskError` if it can't be remembered."""
         keys = await self._keys(signed.keyid)
         statement = _read(signed, keys[signed.keyid])
         if statement.desired.device_id != self._device_id:
@@ -92,7 +92,10 @@ class DesiredVerifier:
 
     def _remember(self, heard: _Heard) -> None:
         if heard != self._heard:
-            replace_file(self._path, encode(heard))
+            try:
+                replace_file(self._path, encode(heard))
+            except OSError as error:
+                raise disk_error(error) from error
             self._heard = heard
 
     def _check_time(self, expires_at_s: int) -> None:

@@ -192,3 +192,19 @@ async def test_a_device_from_before_wants_a_root(fleet: FleetServer, device: Sta
     device.first_root.unlink()
     with pytest.raises(NotEnrolledError, match="--root"):
         await identity_of(quick_config(device.root, fleet.url), device, lambda _: None)
+
+
+async def test_what_can_not_be_remembered_is_not_begun_and_said(fleet: FleetServer, catalogue, tmp_path: Path) -> None:
+    """Else a restart would take an older desired state for new."""
+    fleet.want(catalogue.base())
+    directory = StateDir(tmp_path / "state")
+    async with running_agent(directory.root, fleet) as agent:
+        await agent.until_serving(1)
+        in_the_way = directory.desired.with_name(f".{directory.desired.name}.tmp")
+        in_the_way.mkdir()
+        fleet.want(catalogue.base("base 2"))
+        await agent.until(lambda: fleet.reports[-1].problem and fleet.reports[-1].problem.code == "disk_error")
+        assert await agent.ask("base", "hi") == "base: hi"
+        in_the_way.rmdir()
+        await agent.until_serving(2)
+        await agent.until(lambda: fleet.reports[-1].problem is None)
