@@ -24,6 +24,7 @@ class Gate:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         look_again_s: float = 1.0,
     ) -> None:
+        self.on_wait: Callable[[float], None] = lambda _: None
         self._look_again_s = look_again_s
         self._own = (window,) if window else ()
         self._fleets: tuple[Window, ...] = ()
@@ -48,6 +49,7 @@ class Gate:
             self._fleets = ()
 
     async def wait(self) -> None:
-        """Until it is open."""
-        while self.reason:  # noqa: ASYNC110 - a clock and a file tell nobody
+        """Until it is open; `on_wait` hears of the seconds as they pass."""
+        while self.reason:
             await asyncio.sleep(self._look_again_s)
+            self.on_wait(self._look_again_s)

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import structlog
 
@@ -189,6 +190,7 @@ class Updater:
         deadline_s = self._settings.deadline_s[state]
         try:
             async with asyncio.timeout(deadline_s if math.isfinite(deadline_s) else None) as deadline:
+                self._parts.fetcher.gate.on_wait = partial(_put_off, deadline)
                 return await effect()
         except (AgentError, BundleError) as error:
             is_passing = isinstance(error, TransientError) and not self._took_the_engine_down(error)
@@ -353,3 +355,9 @@ class Updater:
             return False
         self._poked.clear()
         return True
+
+
+def _put_off(deadline: asyncio.Timeout, waited_s: float) -> None:
+    """Time in which nothing may be downloaded is nobody's fault."""
+    if (ends_at_s := deadline.when()) is not None:
+        deadline.reschedule(ends_at_s + waited_s)

@@ -274,6 +274,23 @@ async def test_a_pause_holds_a_download_up_and_status_says_so(fleet, catalogue, 
         await agent.until_serving(1)
 
 
+async def test_time_in_which_nothing_may_come_does_not_count_against_the_deadline(
+    fleet, catalogue, tmp_path: Path
+) -> None:
+    state_dir = StateDir(tmp_path / "state")
+    async with running_agent(state_dir.root, fleet) as agent:
+        agent.updater._parts.fetcher.gate._look_again_s = 0.05
+        deadlines = {**DEADLINE_S, UpdateState.DOWNLOADING: 1.0}
+        agent.updater._settings = replace(agent.updater._settings, deadline_s=deadlines)
+        state_dir.paused.touch()
+        fleet.want(catalogue.base())
+        await agent.until(lambda: agent.updater.progress)
+        await asyncio.sleep(2.0)
+        assert UpdateState.FAILED not in agent.states
+        state_dir.paused.unlink()
+        await agent.until_serving(1)
+
+
 def window(*, opens_in_h: int) -> str:
     """Two hours of the day, beginning so many hours from now."""
     start = datetime.now(UTC) + timedelta(hours=opens_in_h)
