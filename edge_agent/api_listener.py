@@ -1,14 +1,18 @@
-"""Where the local API listens: a port, loopback's by default, or a Unix socket. Knows sockets, no requests."""
+"""Where the local API listens: a port, loopback's by default, or a Unix socket. Knows sockets, not what is asked."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Collection
-from contextlib import suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
+
+import uvicorn
+from starlette.applications import Starlette
 
 from edge_agent.errors import UserError
 
@@ -95,3 +99,24 @@ def _remove_stale(path: Path) -> None:
             probe.connect(str(path))
         except ConnectionRefusedError:
             path.unlink()
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to the agent."""
+
+    def capture_signals(self) -> Any:
+        return nullcontext()
+
+
+async def serve(app: Starlette, listener: Listener, *, goodbye_s: int) -> None:
+    """Until cancelled; answers that are under way then get `goodbye_s` to end."""
+    options: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off"}
+    server = _Server(uvicorn.Config(app, timeout_graceful_shutdown=goodbye_s, **options))
+    with closing(listener):
+        serving = asyncio.ensure_future(server.serve(sockets=[listener.socket]))
+        try:
+            await asyncio.shield(serving)
+        except asyncio.CancelledError:
+            server.should_exit = True
+            await serving
+            raise

@@ -10,16 +10,14 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import closing, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import structlog
-import uvicorn
-from starlette.applications import Starlette
 
 from edge_agent.api_gate import read_token
-from edge_agent.api_listener import Address, Listener, listen_on_port, listen_on_socket
+from edge_agent.api_listener import Address, listen_on_port, listen_on_socket, serve
 from edge_agent.client import FleetClient
 from edge_agent.config import AgentConfig
 from edge_agent.device import Device
@@ -196,7 +194,7 @@ class Daemon:
         local = LocalAdapters(host, store, self._state_dir.local_adapters) if config.local_adapters else None
         api = LocalApi(host, self.components.recorder, self.status, local)
         app = api.app(hosts=listener.hosts, token=token)
-        tasks.create_task(_serve_api(app, listener))
+        tasks.create_task(serve(app, listener, goodbye_s=_GOODBYE_S))
         log.info("api.listening", address=str(self.api))
         try:
             self._announce()
@@ -367,27 +365,6 @@ def _figures(counters: Counters) -> dict[str, float]:
         "ttft_p50_s": counters.ttft_s.quantile(0.5),
         "ttft_p99_s": counters.ttft_s.quantile(0.99),
     }
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals to the agent."""
-
-    def capture_signals(self) -> Any:
-        return nullcontext()
-
-
-async def _serve_api(app: Starlette, listener: Listener) -> None:
-    """Until cancelled; answers that are under way then get a moment to end."""
-    options: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off"}
-    server = _Server(uvicorn.Config(app, timeout_graceful_shutdown=_GOODBYE_S, **options))
-    with closing(listener):
-        serving = asyncio.ensure_future(server.serve(sockets=[listener.socket]))
-        try:
-            await asyncio.shield(serving)
-        except asyncio.CancelledError:
-            server.should_exit = True
-            await serving
-            raise
 
 
 async def _repeat(job: Job) -> None:
