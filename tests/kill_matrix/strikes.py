@@ -116,7 +116,7 @@ def _outlive_metadata(stage: Stage, client: Client) -> None:
 
     def is_silent() -> bool:
         replace_file(held, stage.fleet.trust.files["metadata/timestamp.json"])
-        return client.answers[-1] is None
+        return bool(client.answers) and client.answers[-1] is None
 
     stage.until(is_silent, "an end of the answers")
     why = ("metadata_outlived", "metadata_expired")  # the latter of an update that needs fresh metadata
