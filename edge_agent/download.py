@@ -17,7 +17,7 @@ from edge_agent.patience import Floor, Pace
 from engine.chunk_index import IndexedFile, PlacedChunk
 
 _LET_GO_S: Final = 1.0
-"""A thread that waits for a connection can't be woken: it is left alone and touches nothing any more."""
+"""A thread that waits for an answer's head can't be woken: it is left alone and touches nothing any more."""
 
 
 @dataclass(slots=True)
@@ -36,12 +36,16 @@ class Download:
     async def run(self) -> None:
         """Raises `TransientError` if it ends early, `RefusedError`, and `OSError` of the disk."""
         done = asyncio.wrap_future(_in_thread(self))
+        done.add_done_callback(lambda ended: ended.exception())  # nobody else may want it once this is cancelled
         try:
+            await asyncio.wait([done], timeout=self.floor.grace_s)
+            if not (done.done() or self._stream):  # the answer's head drips
+                raise self.floor.error()
             await asyncio.shield(done)
-        except asyncio.CancelledError:
-            self.stop()
-            await asyncio.wait([done], timeout=_LET_GO_S)
-            raise
+        finally:
+            if not done.done():
+                self.stop()
+                await asyncio.wait([done], timeout=_LET_GO_S)
 
     def stop(self) -> None:
         """Let the thread end soon."""

@@ -81,6 +81,11 @@ class Floor:
         self._num_bytes = 0
         self._ends_at_s = time.monotonic() + policy.grace_s
 
+    @property
+    def grace_s(self) -> float:
+        """How long a stretch is."""
+        return self._policy.grace_s
+
     def note(self, num_bytes: int, delay_s: float) -> None:
         """Bytes came, and `delay_s` was a wait of our own. Raises `UnavailableError` (too_slow)."""
         self._num_bytes += num_bytes

@@ -270,7 +270,8 @@ class Updater:
         return Happening(Event.DOWNLOADED)
 
     def _count_bytes(self, num_bytes: int) -> None:
-        assert self.progress is not None
+        if self.progress is None:
+            return  # a chunk may land just after its download was called off
         self.progress = Progress(self.progress.done_bytes + num_bytes, self.progress.total_bytes)
 
     async def _verify(self) -> Happening:

@@ -123,6 +123,33 @@ async def test_a_download_that_waits_for_an_answer_can_be_cancelled(tmp_path: Pa
     assert (tmp_path / "part").read_bytes() == bytes(4)
 
 
+@pytest.mark.anyio
+async def test_an_answer_whose_head_drips_is_given_up(tmp_path: Path) -> None:
+    """Each byte comes in time, so that no time-out of a socket ends it."""
+    file = IndexedFile("weights", 4, SHA256, SHA256, (Chunk(SHA256, 4),))
+    is_over = threading.Event()
+    with closing(socket.create_server(("127.0.0.1", 0))) as server, PartFile(tmp_path / "part", file) as part:
+
+        def drip() -> None:
+            connection, _ = server.accept()
+            with closing(connection):
+                connection.sendall(b"HTTP/1.1 200 OK\r\nX-Drip: ")
+                while not is_over.wait(0.02):
+                    connection.sendall(b"x")
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        signer = DeviceKey.open_or_make(tmp_path / "key").signer("d-1")
+        files = FileClient(f"http://127.0.0.1:{server.getsockname()[1]}", signer, timeout_s=60.0)
+        landing, floor = Landing(part, list(file.placed()), print), Floor(FetchPolicy(grace_s=0.2), "weights")
+        async with asyncio.timeout(30.0):
+            with pytest.raises(UnavailableError) as caught:
+                await Download(files, file, landing, Pace(None), floor, Gate()).run()
+        assert caught.value.code == "too_slow"
+        is_over.set()
+        await asyncio.to_thread(dripping.join)
+
+
 def test_more_than_one_range_in_an_answer_is_no_answer(open_file, recorder: HTTPServer) -> None:
     recorder.status = 206
     with pytest.raises(UnavailableError) as caught:
